@@ -1,0 +1,54 @@
+"""dqss: differentiable search for optimal quantization strategies, layer by layer.
+
+Nothing heavy is imported until it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "PTQSettings": "dqss.lit.settings",
+    "Samples": "dqss.samples",
+    "SearchSpace": "dqss.space",
+    "UserError": "dqss.errors",
+    "apply_strategy": "dqss.apply",
+    "load": "dqss.bundle",
+    "search_ptq": "dqss.lit.search",
+}
+_SUBMODULES = ("data", "models", "search_spaces")
+
+if TYPE_CHECKING:
+    from dqss.apply import apply_strategy
+    from dqss.bundle import load
+    from dqss.errors import UserError
+    from dqss.lit.search import search_ptq
+    from dqss.lit.settings import PTQSettings
+    from dqss.samples import Samples
+    from dqss.space import SearchSpace
+
+__all__ = [
+    "PTQSettings",
+    "Samples",
+    "SearchSpace",
+    "UserError",
+    "__version__",
+    "apply_strategy",
+    "load",
+    "search_ptq",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"dqss.{name}")
+    raise AttributeError(f"module 'dqss' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS, *_SUBMODULES])

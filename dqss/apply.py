@@ -1,0 +1,137 @@
+"""A strategy and a model, to a fixed quantized network; and a supernet to a strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from dqss import quantizers
+from dqss.attach import attach_input
+from dqss.bundle import Bundle
+from dqss.errors import StrategyError
+from dqss.layers import searchable_layers
+from dqss.mixed import MixedQuantizer
+from dqss.prepare import Prepared, fingerprint, prepare
+from dqss.signature import describe_inputs, example_inputs
+from dqss.strategy import LayerStrategy, ModelInfo, Strategy, TensorChoice
+from dqss.supernet import Assignment, Supernet
+
+
+def make_bundle(
+    supernet: Supernet,
+    assignment: Assignment,
+    prepared: Prepared,
+    model: ModelInfo,
+    inputs: Any,
+    **fields: Any,
+) -> Bundle:
+    """Write down ``assignment`` of a calibrated supernet.
+
+    Args:
+        supernet: calibrated.
+        assignment: an option for every decision.
+        prepared: what the supernet was built on.
+        model: where the network came from; hashes and recipe are filled in here.
+        inputs: one batch; its shapes and types are recorded.
+        fields: the remaining fields of :class:`dqss.strategy.Strategy`.
+    """
+    layers: dict[str, LayerStrategy] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, layer in supernet.layers.items():
+        choices: dict[str, TensorChoice] = {}
+        for role, quantizer in (("weight", layer.weight), ("activation", layer.activation)):
+            if quantizer is not None:
+                choices[role] = _choice(quantizer, assignment)
+                chosen = quantizer[assignment[quantizer.decision.name]]
+                tensors[f"{name}.{role}.scale"] = chosen.scale.detach().cpu().clone()
+                tensors[f"{name}.{role}.zero_point"] = chosen.zero_point.detach().cpu().clone()
+        layers[name] = LayerStrategy(weight=choices.get("weight"), activation=choices.get("activation"))
+    info = model.model_copy(
+        update={
+            "weights_sha256": prepared.weights_sha256,
+            "tensors": prepared.fingerprints,
+            "prepare": prepared.recipe,
+            "input": {**model.input, "signature": describe_inputs(inputs)},
+        }
+    )
+    ties = [list(names) for names in supernet.coverage.tied]
+    return Bundle(Strategy(model=info, layers=layers, ties=ties, **fields), tensors)
+
+
+def _choice(quantizer: MixedQuantizer, assignment: Assignment) -> TensorChoice:
+    decision = quantizer.decision
+    index = assignment[decision.name]
+    probabilities = decision.probabilities()
+    others = [p for k, p in enumerate(probabilities) if k != index]
+    return TensorChoice.of(
+        quantizer[index].candidate,
+        decision=decision.name,
+        probability=probabilities[index],
+        margin=probabilities[index] - max(others, default=0.0),
+    )
+
+
+@torch.no_grad()
+def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.Module:
+    """Rebuild the quantized network that was searched, bit for bit on the CPU.
+
+    Needs no data. ``model`` is not changed; the result is a plain module in ``eval()`` whose
+    weights hold their quantized values and whose layers quantize their input.
+
+    Args:
+        model: the trained float network, as it was given to the search.
+        bundle: from :func:`dqss.load` or a search.
+        force: apply also to other weights (scales then may not fit).
+
+    Raises:
+        StrategyError: for another model, or other weights, naming the layers that differ.
+    """
+    strategy = bundle.strategy
+    if not force:
+        _check_weights(model, strategy.model.tensors)
+    example = example_inputs(cast("dict[str, Any]", strategy.model.input.get("signature", {})))
+    fixed = prepare(model, example, recipe=strategy.model.prepare).model
+    layers = searchable_layers(fixed)
+    missing = [name for name in strategy.layers if name not in layers]
+    if missing:
+        raise StrategyError(
+            f"the strategy is for another model: it has no layer {missing[0]!r}"
+            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
+        )
+    for name, choice in strategy.layers.items():
+        module = layers[name][0]
+        if choice.weight is not None:
+            quantizer = _quantizer(bundle, name, "weight", choice.weight)
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            # A new parameter, so that a tied embedding keeps its own float values.
+            values = quantizer.codes(weight).dequantize().to(weight.dtype)
+            module.weight = nn.Parameter(values, requires_grad=False)
+        if choice.activation is not None:
+            attach_input(module, _quantizer(bundle, name, "activation", choice.activation))
+    return fixed.eval()
+
+
+def _quantizer(bundle: Bundle, layer: str, role: str, choice: TensorChoice) -> quantizers.Quantizer:
+    scale = bundle.tensors[f"{layer}.{role}.scale"]
+    quantizer = quantizers.build(choice.candidate(), len(scale))
+    quantizer.scale.copy_(scale)
+    quantizer.zero_point.copy_(bundle.tensors[f"{layer}.{role}.zero_point"])
+    return quantizer
+
+
+def _check_weights(model: nn.Module, expected: Mapping[str, str]) -> None:
+    found = fingerprint(model)
+    if found == dict(expected):
+        return
+    if set(found) != set(expected):
+        odd = sorted(set(found) ^ set(expected))
+        raise StrategyError(
+            f"the strategy is for another model: {len(odd)} tensors are in only one of them, "
+            f"such as {odd[0]!r}"
+        )
+    differ = [name for name in expected if found[name] != expected[name]]
+    shown = ", ".join(differ[:3]) + (f" and {len(differ) - 3} more" if len(differ) > 3 else "")
+    raise StrategyError(f"the model has other weights than were searched: {shown}; force=true applies anyway")

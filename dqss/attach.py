@@ -1,0 +1,61 @@
+"""Put quantizers on layers without wrapping them.
+
+A parametrization on the weight and a forward pre-hook on the input keep class, attributes and
+names of the layer alive, so models that read ``layer.weight`` or ``layer.kernel_size`` go on
+working. Both survive ``deepcopy``: nothing here closes over a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+INPUT_QUANTIZER = "input_quantizer"
+
+
+def attach_weight(layer: nn.Module, quantizer: nn.Module) -> None:
+    """Pass ``layer.weight`` through ``quantizer`` whenever it is read."""
+    parametrize.register_parametrization(layer, "weight", quantizer, unsafe=True)
+
+
+def detach_weight(layer: nn.Module) -> None:
+    """Undo :func:`attach_weight`; the original parameter comes back."""
+    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+
+
+def attach_input(layer: nn.Module, quantizer: nn.Module) -> None:
+    """Pass the first tensor that ``layer`` is called with through ``quantizer``."""
+    layer.add_module(INPUT_QUANTIZER, quantizer)
+    layer.register_forward_pre_hook(_quantize_input, with_kwargs=True)
+
+
+def detach_input(layer: nn.Module) -> None:
+    """Undo :func:`attach_input`."""
+    hooks: dict[int, Callable[..., Any]] = layer._forward_pre_hooks
+    for key in [key for key, hook in hooks.items() if hook is _quantize_input]:
+        del hooks[key]
+        layer._forward_pre_hooks_with_kwargs.pop(key, None)
+    delattr(layer, INPUT_QUANTIZER)
+
+
+def original_weight(layer: nn.Module) -> Tensor:
+    """The layer's own weight, under any parametrization."""
+    if parametrize.is_parametrized(layer, "weight"):
+        found: Tensor = layer.parametrizations.weight.original  # type: ignore[union-attr, assignment]
+        return found
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight
+
+
+def _quantize_input(layer: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    quantizer = getattr(layer, INPUT_QUANTIZER)
+    for index, value in enumerate(args):
+        if isinstance(value, Tensor):
+            return (*args[:index], quantizer(value), *args[index + 1 :]), kwargs
+    for key, value in kwargs.items():
+        if isinstance(value, Tensor):
+            return args, {**kwargs, key: quantizer(value)}
+    return args, kwargs

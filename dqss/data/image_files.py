@@ -1,0 +1,110 @@
+"""Image files: which there are in a folder, and what is in them, whatever they are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dqss.errors import DataError
+
+_log = logging.getLogger(__name__)
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+# Decoders that work inside this process; Pillow would hand PostScript to an outside program.
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+Image.init()  # registers them all: with a list of formats, Pillow looks for no others
+
+
+def image_files(folder: Path, option: str) -> list[Path]:
+    """The image files in ``folder`` and below, sorted; hidden and other files are left out.
+
+    Args:
+        folder: where to look.
+        option: the option that named it, for messages.
+
+    Raises:
+        DataError: if the folder is missing, unreadable, or has no image in it.
+    """
+    if not folder.is_dir():
+        fault = "is not a folder" if folder.exists() else "does not exist"
+        raise DataError(f"{option}={folder} {fault}: give a folder of images")
+    failures: list[OSError] = []
+    found = [
+        Path(root) / name
+        for root, _, names in os.walk(folder, onerror=failures.append)
+        for name in names
+        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+    ]
+    if failures:
+        raise DataError(f"{option}: {failures[0].filename} cannot be read: {failures[0].strerror}")
+    if not found:
+        raise DataError(f"{option}={folder} has no images in it (looked for {', '.join(sorted(SUFFIXES))})")
+    return sorted(found)
+
+
+def spread(count: int, chosen: int, seed: int) -> list[int]:
+    """``chosen`` of the indices ``0..count-1``, evenly spread; the seed moves where they start.
+
+    Files sorted by class thus give every class its share. Asking for more gives all.
+    """
+    if chosen >= count:
+        return list(range(count))
+    start = random.Random(seed).random()
+    return [min(count - 1, int((position + start) * count / chosen)) for position in range(chosen)]
+
+
+def read_image(path: Path, mode: str) -> Image.Image:
+    """The first frame of an image file, in 8-bit ``mode`` (``"RGB"`` or ``"L"``).
+
+    Grey, palette, alpha, CMYK and deeper images are converted; transparency is dropped.
+
+    Raises:
+        ValueError: if the file is not such an image, is cut short, or decodes to absurdly many pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as image:
+                image.load()
+                return _eight_bit(image).convert(mode)
+    except Exception as error:  # decoders raise whatever they meet: struct.error, SyntaxError, ...
+        raise ValueError(
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        ) from None
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Deep grey images scaled to 0..255; Pillow alone would clip them to white."""
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA")
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode == "F":
+        values = values * 255 if values.max() <= 1 else values
+    elif image.mode != "I" or values.max() > 255:
+        values = values / 257
+    return Image.fromarray(np.clip(np.nan_to_num(values) + 0.5, 0, 255).astype(np.uint8), "L")
+
+
+class SkippedImages:
+    """Names the images that could not be read: one line each for the first few, then a count."""
+
+    def __init__(self, where: str, lines: int = 5) -> None:
+        self.where, self.lines, self.count = where, lines, 0
+
+    def add(self, path: Path, reason: Exception) -> None:
+        """Count an image and, while there are few, name it."""
+        self.count += 1
+        if self.count <= self.lines:
+            _log.warning("skipped %s: %s", path, reason)
+
+    def close(self) -> None:
+        """Say how many were skipped, if more than were named."""
+        if self.count > self.lines:
+            _log.warning("%s: skipped %d unreadable images in all", self.where, self.count)

@@ -1,0 +1,1 @@
+"""Lightning modules and the runs that they make: search, training."""

@@ -1,0 +1,125 @@
+"""Keeping a search safe while it runs: atomic checkpoints, time limit, orderly stop."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from dqss.errors import StrategyError
+from dqss.io import ensure_folder, output_error, write_text_atomic
+from dqss.lit.ptq import HistoryRow, PTQSearch
+from dqss.progress import Interrupted, Reporter, Stage
+
+LAST = Path("checkpoints") / "last.ckpt"
+
+
+class Deadline:
+    """A limit on the wall clock; ``None`` minutes never pass."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._started = time.monotonic()
+        self._seconds = None if minutes is None else 60.0 * minutes
+
+    def passed(self, share: float = 1.0) -> bool:
+        """Whether ``share`` of the time is used up."""
+        return self._seconds is not None and time.monotonic() - self._started >= share * self._seconds
+
+
+class SafeKeeping(Callback):
+    """Saves every ``every`` steps, stops at the deadline, saves and stops when asked to.
+
+    Args:
+        folder: the run folder, or None to keep nothing.
+        every: steps between two checkpoints.
+        deadline, share: the search stops when this share of the time is used.
+        reporter, stage: progress and the wish to stop.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        every: int,
+        deadline: Deadline,
+        share: float,
+        reporter: Reporter,
+        stage: Stage,
+    ) -> None:
+        self.folder, self.every = folder, every
+        self.deadline, self.share = deadline, share
+        self.reporter, self.stage = reporter, stage
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """After each step."""
+        assert isinstance(pl_module, PTQSearch)
+        try:
+            self.stage.advance()
+        except Interrupted:
+            self._save(trainer, pl_module)
+            raise
+        if trainer.global_step % self.every == 0:
+            self._save(trainer, pl_module)
+        if self.deadline.passed(self.share):
+            self.reporter.say(f"time limit: search stops after {trainer.global_step} steps")
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The final state, from which discretizing can start again."""
+        assert isinstance(pl_module, PTQSearch)
+        self._save(trainer, pl_module)
+
+    def _save(self, trainer: pl.Trainer, module: PTQSearch) -> None:
+        if self.folder is None:
+            return
+        target = self.folder / LAST
+        ensure_folder(target.parent)
+        temporary = target.with_suffix(".tmp")
+        try:
+            trainer.save_checkpoint(temporary, weights_only=False)
+            os.replace(temporary, target)
+        except OSError as error:
+            raise output_error(target, error) from error
+        write_history(self.folder, module.history)
+
+
+def write_history(folder: Path, history: list[HistoryRow]) -> None:
+    """``history.csv``, whole or not at all."""
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_text_atomic(folder / "history.csv", text.getvalue())
+
+
+def restore(module: PTQSearch, path: Path | None) -> None:
+    """Put the state of a finished search back into ``module``."""
+    if path is not None:
+        module.on_load_checkpoint(torch.load(path, weights_only=True, map_location="cpu"))
+
+
+def resumable_step(folder: Path | None, decisions: Iterable[str]) -> tuple[Path | None, int]:
+    """The checkpoint to go on from and its step; ``(None, 0)`` where there is none.
+
+    Raises:
+        StrategyError: if the checkpoint is of another search.
+    """
+    path = None if folder is None else folder / LAST
+    if path is None or not path.exists():
+        return None, 0
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        step, found = int(checkpoint["global_step"]), set(checkpoint["state_dict"])
+    except Exception as error:
+        raise StrategyError(f"{path}: not a checkpoint of a search; remove it to start again") from error
+    if found != {f"logits.{name}" for name in decisions}:
+        raise StrategyError(f"{path}: made for other decisions; remove it to start again")
+    return path, step

@@ -1,0 +1,118 @@
+"""The numbers of ``metrics.json``: float, uniform and searched networks side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dqss.discretize import Discretized
+from dqss.measure import Context, Evaluator, MetricFactory, batches, measure_stream
+from dqss.progress import Reporter
+from dqss.supernet import Assignment, Supernet
+
+Measured = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Data to report on.
+
+    Attributes:
+        batches: ``(inputs, targets)``; targets may be None. Iterated once.
+        metric: makes a task metric, for where there are targets.
+        metric_name: what it is called.
+    """
+
+    batches: Iterable[tuple[Any, Tensor | None]] = ()
+    metric: MetricFactory | None = None
+    metric_name: str = "metric"
+
+
+def measure_contenders(
+    evaluator: Evaluator,
+    outcome: Discretized,
+    uniform: Mapping[str, Assignment],
+    validation: Validation | None,
+    oracle: bool,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Measure every row of ``metrics.json`` on the selection part and on the validation data.
+
+    ``oracle_uniform`` is the uniform strategy that is best *on the validation data*, among all
+    (``oracle``) or the finalists; nobody could have chosen it, it is reported apart.
+    """
+    validation = validation or Validation()
+    supernet = evaluator.supernet
+    contexts = _contexts(supernet, outcome, uniform if oracle else {})
+    with reporter.stage("measure", 2) as stage:
+        selection = _on_selection(evaluator, contexts, validation)
+        stage.advance()
+        held_out = _stream(evaluator, validation.batches, contexts, validation)
+        stage.advance()
+    rows: dict[str, Any] = {}
+    for row, variant in {
+        "float": "float",
+        "best_uniform": outcome.best_uniform,
+        "oracle_uniform": _oracle(held_out, uniform),
+        "argmax": "argmax",
+        "refined": "refined",
+        "searched": outcome.exported,
+        "soft": "soft",
+    }.items():
+        rows[row] = None if variant is None else _row(variant, selection, held_out)
+    rows["finalists"] = {
+        name: _row(name, selection, held_out) for name in outcome.selection if name in uniform
+    }
+    rows["distance"] = evaluator.distance.name
+    rows["changes"] = outcome.changes
+    return rows
+
+
+def _contexts(
+    supernet: Supernet, outcome: Discretized, extra: Mapping[str, Assignment]
+) -> dict[str, Context]:
+    contexts: dict[str, Context] = {
+        "float": lambda: supernet.mode("float"),
+        "soft": lambda: supernet.mode("relaxed"),
+    }
+    assignments = {**extra, **outcome.assignments}
+    for name, assignment in assignments.items():
+        contexts[name] = lambda assignment=assignment: supernet.assign(assignment)  # type: ignore[misc]
+    return contexts
+
+
+def _on_selection(evaluator: Evaluator, contexts: Mapping[str, Context], validation: Validation) -> Measured:
+    samples, part = evaluator.samples, evaluator.parts["select"]
+    stream = (
+        (samples.batch(indices), samples.targets(indices)) for indices in batches(part, evaluator.batch_size)
+    )
+    return _stream(evaluator, stream, contexts, validation)
+
+
+def _stream(
+    evaluator: Evaluator, stream: Iterable[Any], contexts: Mapping[str, Context], validation: Validation
+) -> Measured:
+    measured = measure_stream(
+        evaluator.supernet, stream, contexts, evaluator.distance, validation.metric, evaluator.device
+    )
+    for row in measured.values():
+        if "metric" in row:
+            row[validation.metric_name] = row.pop("metric")
+    return measured
+
+
+def _oracle(held_out: Measured, uniform: Mapping[str, Assignment]) -> str | None:
+    known = [name for name in uniform if name in held_out and held_out[name]["count"] > 0]
+    return min(known, key=lambda name: held_out[name]["distance"], default=None)
+
+
+def _row(variant: str, selection: Measured, held_out: Measured) -> dict[str, Any]:
+    validation = held_out[variant]
+    return {
+        "name": variant,
+        "selection": selection[variant],
+        "validation": validation if validation["count"] else None,
+    }

@@ -1,0 +1,158 @@
+"""PTQ search: the network is frozen, only the architecture logits learn (arXiv 2404.08010)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from dqss.calls import call_model
+from dqss.errors import NonFiniteError
+from dqss.lit.schedules import Schedule
+from dqss.losses import SearchLoss
+from dqss.measure import Evaluator, to_device
+
+HistoryRow = dict[str, float]
+
+
+class StepBatches(IterableDataset[list[int]]):
+    """Batches of sample indices as a pure function of (seed, step), from any step on.
+
+    Each epoch is its own permutation; a resumed search sees exactly the batches that the
+    undisturbed one would have seen.
+    """
+
+    def __init__(self, part: Sequence[int], batch_size: int, steps: int, seed: int, start: int = 0) -> None:
+        self.part = list(part)
+        self.batch_size = min(batch_size, len(self.part))
+        self.steps, self.seed, self.start = steps, seed, start
+
+    def at(self, step: int) -> list[int]:
+        """Indices of one step."""
+        per_epoch = len(self.part) // self.batch_size
+        epoch, position = divmod(step, per_epoch)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.part), generator=generator)
+        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        return [self.part[index] for index in chosen.tolist()]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The remaining steps."""
+        return (self.at(step) for step in range(self.start, self.steps))
+
+
+class PTQSearch(pl.LightningModule):
+    """Adam on the logits, label-free loss to the float network's outputs.
+
+    Args:
+        evaluator: holds the calibrated supernet, the samples and the float references.
+        batches: which samples each step sees.
+        schedule: relaxation and entropy weight over the steps.
+        loss: what is minimized, beside the entropy.
+        learning_rate: of Adam.
+        discrete_every: steps between two measurements of the discrete network (0: none).
+        discrete_images: images of the refine part for that.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        batches: StepBatches,
+        schedule: Schedule,
+        loss: SearchLoss,
+        learning_rate: float = 0.1,
+        discrete_every: int = 20,
+        discrete_images: int = 32,
+    ) -> None:
+        super().__init__()
+        self.supernet = evaluator.supernet
+        self.evaluator = evaluator
+        self.batches = batches
+        self.schedule = schedule
+        self.loss = loss
+        self.learning_rate = learning_rate
+        self.discrete_every, self.discrete_images = discrete_every, discrete_images
+        self.history: list[HistoryRow] = []
+        self.seconds = 0.0
+        self.strict_loading = False
+
+    def train(self, mode: bool = True) -> PTQSearch:
+        """The network never leaves ``eval()``: dropout and batch norms are those of inference."""
+        return super().train(False)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam over the logits of the unique decisions."""
+        return torch.optim.Adam(self.supernet.arch_parameters(), lr=self.learning_rate, betas=(0.9, 0.99))
+
+    def train_dataloader(self) -> DataLoader[list[int]]:
+        """One element a step."""
+        return DataLoader(self.batches, batch_size=None)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Indices stay where they are."""
+        return batch
+
+    def training_step(self, indices: list[int], batch_idx: int) -> Tensor:
+        """One forward pass of the mixture; the loss and what history keeps of it."""
+        started, step = time.perf_counter(), self.global_step
+        progress = step / max(self.batches.steps - 1, 1)
+        self.supernet.relax(self.schedule.relaxation(progress))
+        self.supernet.draw(self.batches.seed, step)
+        inputs = to_device(self.evaluator.samples.batch(indices), self.device)
+        targets = self.evaluator.samples.targets(indices)
+        with self.supernet.mode("relaxed"):
+            output = call_model(self.supernet, inputs)
+        loss = self.loss(
+            output,
+            self.evaluator.reference(indices),
+            None if targets is None else targets.to(self.device),
+        )
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"search loss is {float(loss)} at step {step}; lower method.learning_rate")
+        self.evaluator.meter.backward(len(indices))
+        entropies = torch.stack([decision.entropy() for decision in self.supernet.decisions.values()])
+        entropy = entropies.mean()
+        self._remember(step, loss, entropy, started)
+        return loss + self.schedule.entropy_weight(progress) * entropy
+
+    def _remember(self, step: int, loss: Tensor, entropy: Tensor, started: float) -> None:
+        margins = [decision.margin() for decision in self.supernet.decisions.values()]
+        row: HistoryRow = {
+            "step": step,
+            "soft_loss": float(loss),
+            "entropy": float(entropy),
+            "margin_mean": sum(margins) / len(margins),
+            "margin_min": min(margins),
+        }
+        if self.discrete_every and (step % self.discrete_every == 0 or step == self.batches.steps - 1):
+            row["discrete_distance"] = self.evaluator.measure(
+                self.supernet.argmax(), "refine", self.discrete_images
+            )
+        row["seconds"] = time.perf_counter() - started
+        self.history.append(row)
+        self.log_dict({f"search/{key}": value for key, value in row.items() if key != "step"})
+
+    # -- checkpoints: logits, optimizer and history, never the network --------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what learns; everything else is a function of model, inputs and seed."""
+        checkpoint["state_dict"] = {
+            f"logits.{name}": decision.logits.detach().clone()
+            for name, decision in self.supernet.decisions.items()
+        }
+        checkpoint["history"] = self.history
+        checkpoint["evaluations"] = self.evaluator.meter.evaluations
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Undo :meth:`on_save_checkpoint`."""
+        with torch.no_grad():
+            for name, decision in self.supernet.decisions.items():
+                decision.logits.copy_(checkpoint["state_dict"][f"logits.{name}"])
+        checkpoint["state_dict"] = {}
+        self.history = list(checkpoint["history"])
+        self.evaluator.meter.evaluations = int(checkpoint["evaluations"])

@@ -1,0 +1,52 @@
+"""Everything about a PTQ search but model, inputs and search space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dqss.discretize import RefineSettings
+from dqss.errors import UserError
+from dqss.lit.schedules import GumbelSchedule, Schedule
+from dqss.losses import Distance, SearchLoss
+
+
+@dataclass(frozen=True)
+class PTQSettings:
+    """Settings of :func:`dqss.search_ptq`; the method group of the configuration.
+
+    Attributes:
+        steps, batch_size, learning_rate: of Adam on the logits.
+        schedule: relaxation over the steps.
+        distance: to the float network; None: KL for logits, MSE for images.
+        loss: what is minimized; None: the distance.
+        parts: shares of the inputs for search, refinement and selection.
+        refine: how the argmax is re-decided.
+        finalists: uniform strategies that meet the searched ones on the selection part.
+        oracle: measure every uniform strategy on the validation data, not only the finalists.
+        max_minutes: limit on the wall clock; the best so far is exported.
+        checkpoint_every: steps.
+        discrete_every, discrete_images: how often, and on how much of the refine part, the
+            history measures the discrete network (0: never).
+    """
+
+    steps: int = 80
+    batch_size: int = 64
+    learning_rate: float = 0.1
+    schedule: Schedule = field(default_factory=GumbelSchedule)
+    distance: Distance | None = None
+    loss: SearchLoss | None = None
+    parts: tuple[float, float, float] = (0.5, 0.25, 0.25)
+    refine: RefineSettings = field(default_factory=RefineSettings)
+    finalists: int = 4
+    oracle: bool = False
+    max_minutes: float | None = None
+    checkpoint_every: int = 10
+    discrete_every: int = 20
+    discrete_images: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate", "finalists", "checkpoint_every"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"method.{name}={getattr(self, name)!r}: expected a positive number")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise UserError(f"method.max_minutes={self.max_minutes!r}: expected a positive number or null")

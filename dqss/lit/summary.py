@@ -1,0 +1,131 @@
+"""What a search prints: the plan of a dry run, the table of choices and three lines at the end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from dqss.lit.search import SearchResult, build
+from dqss.lit.settings import PTQSettings
+from dqss.mixed import MixedQuantizer, MixedWeight
+from dqss.progress import Reporter
+from dqss.samples import Samples
+from dqss.space import SearchSpace
+from dqss.strategy import TensorChoice
+from dqss.supernet import Coverage
+from dqss.uniform import uniform_assignments
+
+WIDTH = 80
+
+
+def print_result(console: Console, result: SearchResult, folder: Path | None) -> None:
+    """Layers and choices, then float, best uniform and searched, in 80 columns."""
+    console = Console(width=min(console.width, WIDTH), file=console.file, highlight=False)
+    table = Table("layer", "weight", "p", "activation", "p", box=None, pad_edge=False, title_justify="left")
+    for name, layer in result.bundle.strategy.layers.items():
+        table.add_row(_plain(name), *_cells(layer.weight), *_cells(layer.activation))
+    console.print(table)
+    _print_coverage(console, result.supernet.coverage)
+    console.print()
+    rows = result.metrics
+    held_out = rows["float"]["validation"] is not None
+    part = "validation" if held_out else "selection"
+    distance = result.metrics["distance"]
+    for row in ("float", "best_uniform", "searched"):
+        if rows[row] is not None:
+            console.print(_line(row, rows[row], part, distance), soft_wrap=True)
+    if folder is not None:
+        console.print(f"strategy in {folder}", soft_wrap=True, markup=False)
+
+
+def print_plan(
+    console: Console, model: nn.Module, samples: Samples, space: SearchSpace, settings: PTQSettings, seed: int
+) -> None:
+    """Layers, candidates, estimated time and memory, from one timed step; nothing is written."""
+    few = samples.subset(range(min(len(samples), max(3, 2 * settings.batch_size))))
+    device = torch.device("cpu")
+    started = time.perf_counter()
+    _, evaluator = build(model, few, space, settings, seed, None, device, Reporter())
+    setup = time.perf_counter() - started
+    supernet = evaluator.supernet
+    table = Table("layer", "weight", "activation", box=None, pad_edge=False)
+    for name, layer in supernet.layers.items():
+        table.add_row(_plain(name), _options(layer.weight), _options(layer.activation))
+    console.print(table)
+    _print_coverage(console, supernet.coverage)
+    indices = evaluator.parts["search"][: evaluator.batch_size]
+    started = time.perf_counter()
+    evaluator.first_order(supernet.argmax(), "search", len(indices))
+    per_image = (time.perf_counter() - started) / len(indices) / 3
+    uniform = len(uniform_assignments(supernet))
+    evaluations = _expected_evaluations(len(samples), uniform, settings)
+    minutes = (setup + evaluations * per_image) / 60
+    memory = samples.bytes + sum(p.numel() * p.element_size() for p in model.parameters())
+    codes = sum(q.bytes for q in supernet.quantizers() if isinstance(q, MixedWeight))
+    options = sum(len(decision.options) for decision in supernet.decisions.values())
+    console.print(
+        f"\n{len(supernet.layers)} layers, {len(supernet.decisions)} decisions, {options} candidates, "
+        f"{uniform} uniform strategies"
+    )
+    console.print(f"about {evaluations} evaluations, {minutes:.1f} minutes on this machine")
+    console.print(f"about {(memory + codes) / 2**20:.0f} MiB for inputs, weights and their candidates")
+
+
+def _expected_evaluations(count: int, uniform: int, settings: PTQSettings) -> int:
+    search, refine, select = (round(share * count) for share in settings.parts)
+    batch = min(settings.batch_size, max(search, 1))
+    screening = uniform * 16 * 3
+    return int(
+        search
+        + refine
+        + 3 * settings.steps * batch
+        + settings.refine.passes * refine
+        + screening
+        + 6 * select
+    )
+
+
+def _options(quantizer: MixedQuantizer | None) -> str:
+    if quantizer is None:
+        return "float"
+    first = quantizer[0].candidate.label
+    return f"{len(quantizer.candidates)} candidates ({first}, ...)"
+
+
+def _cells(choice: TensorChoice | None) -> tuple[str, str]:
+    if choice is None:
+        return "float", ""
+    probability = "" if choice.probability is None else f"{choice.probability:.2f}"
+    return choice.candidate().label, probability
+
+
+def _print_coverage(console: Console, coverage: Coverage) -> None:
+    for words, names in (
+        ("in float, as the search space says", coverage.skipped),
+        ("weight only (read, never called)", coverage.weight_only),
+        ("in float (never used by the inputs)", coverage.unused),
+        *(("one weight, one decision", group) for group in coverage.tied),
+    ):
+        if names:
+            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            console.print(_plain(f"{words}: {shown}"), soft_wrap=True)
+
+
+def _line(row: str, values: dict[str, Any], part: str, distance: str) -> str:
+    measured = values[part]
+    metrics = {key: value for key, value in measured.items() if key not in ("distance", "count")}
+    cells = [f"{key} {100 * value:6.2f} %" for key, value in metrics.items()]
+    cells.append(f"{distance} {measured['distance']:.4f}")
+    name = values["name"] if row == "best_uniform" else ""
+    return f"{row.replace('_', ' '):<13}{'  '.join(cells)}  {_plain(name)}"
+
+
+def _plain(text: str) -> str:
+    # Names come from strangers' models: never rich markup.
+    return text.replace("[", r"\[")

@@ -1,0 +1,103 @@
+"""How far a quantized output is from the float network's, and what the search minimizes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dqss.calls import first_tensor
+from dqss.errors import DataError
+
+Reader = Callable[[Any], Tensor]
+"""Picks the tensor that matters out of a model's (structured) output."""
+
+
+class SearchLoss(Protocol):
+    """A scalar to minimize; any callable of this form will do."""
+
+    def __call__(self, output: Any, reference: Tensor, targets: Tensor | None) -> Tensor:
+        """``output`` is the model's own; ``reference`` what the reader takes from the float one."""
+        ...
+
+
+class Distance(ABC):
+    """A distance between outputs, one number a sample; its mean is also a label-free loss."""
+
+    name: str
+
+    def __init__(self, read: Reader = first_tensor) -> None:
+        self.read = read
+
+    @abstractmethod
+    def per_sample(self, output: Tensor, reference: Tensor) -> Tensor:
+        """``[N]`` from two outputs ``[N, ...]``."""
+
+    def __call__(self, output: Any, reference: Tensor, targets: Tensor | None = None) -> Tensor:
+        """The mean over samples; ``targets`` are not looked at."""
+        return self.per_sample(self.read(output).float(), reference.float()).mean()
+
+
+class KLDivergence(Distance):
+    """KL(softmax(reference) || softmax(output)) over the last axis, in nats, temperature 1.
+
+    Axes between the first and the last (positions of a language model) are averaged.
+    """
+
+    name = "kl"
+
+    def per_sample(self, output: Tensor, reference: Tensor) -> Tensor:
+        """See :meth:`Distance.per_sample`; outputs are logits ``[N, ..., classes]``."""
+        wanted = torch.log_softmax(reference, dim=-1)
+        kl = (wanted.exp() * (wanted - torch.log_softmax(output, dim=-1))).sum(-1)
+        return kl.flatten(1).mean(1) if kl.ndim > 1 else kl
+
+
+class MeanSquaredError(Distance):
+    """Mean squared difference, in squared units of the network's output."""
+
+    name = "mse"
+
+    def per_sample(self, output: Tensor, reference: Tensor) -> Tensor:
+        """See :meth:`Distance.per_sample`."""
+        return (output - reference).square().flatten(1).mean(1)
+
+
+class MeanAbsoluteError(Distance):
+    """Mean absolute difference (L1), in units of the network's output."""
+
+    name = "l1"
+
+    def per_sample(self, output: Tensor, reference: Tensor) -> Tensor:
+        """See :meth:`Distance.per_sample`."""
+        return (output - reference).abs().flatten(1).mean(1)
+
+
+class TaskLoss:
+    """A loss of the output and the true targets, for those who have labels.
+
+    Args:
+        function: ``(output, targets) -> scalar``; cross-entropy by default.
+        read: picks the tensor out of the model's output.
+    """
+
+    def __init__(
+        self, function: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy, read: Reader = first_tensor
+    ) -> None:
+        self.function = function
+        self.read = read
+
+    def __call__(self, output: Any, reference: Tensor, targets: Tensor | None) -> Tensor:
+        """See :class:`SearchLoss`."""
+        if targets is None:
+            raise DataError("the task loss needs labels, and the calibration inputs have none; use loss=kl")
+        return self.function(self.read(output), targets)
+
+
+def default_distance(reference: Tensor) -> Distance:
+    """KL for logits (up to three axes), mean squared error for images (four and more)."""
+    return KLDivergence() if reference.ndim <= 3 else MeanSquaredError()

@@ -1,0 +1,199 @@
+"""Measuring discrete networks: mean distance to the float network, memoized and counted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dqss.calls import call_model
+from dqss.io import Journal
+from dqss.losses import Distance
+from dqss.samples import Samples
+from dqss.supernet import Assignment, Supernet
+
+
+@dataclass
+class Meter:
+    """Counts evaluations: one image forward is 1, forward and backward 3 (everything counts)."""
+
+    evaluations: int = 0
+
+    def forward(self, images: int) -> None:
+        """Count a forward pass."""
+        self.evaluations += images
+
+    def backward(self, images: int) -> None:
+        """Count a forward and a backward pass."""
+        self.evaluations += 3 * images
+
+
+class Metric(Protocol):
+    """A task metric in the manner of torchmetrics."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+
+    def compute(self) -> Any:
+        """The value so far."""
+
+
+MetricFactory = Callable[[], Metric]
+Context = Callable[[], AbstractContextManager[None]]
+
+
+@dataclass
+class Evaluator:
+    """Runs assignments on named parts of the calibration samples.
+
+    Args:
+        supernet: calibrated.
+        samples: all calibration inputs.
+        parts: indices into ``samples`` by name (search, refine, select).
+        distance: to the float network.
+        batch_size: images at a time.
+        device: where the supernet is.
+        meter: what counts evaluations.
+        journal: remembers every measured value, so that a resumed run repeats none.
+        check: called before each measurement; may raise to stop.
+        references: float outputs by sample index, filled as they are needed.
+    """
+
+    supernet: Supernet
+    samples: Samples
+    parts: Mapping[str, Sequence[int]]
+    distance: Distance
+    batch_size: int
+    device: torch.device
+    meter: Meter
+    journal: Journal
+    check: Callable[[], None] = lambda: None
+    references: dict[int, Tensor] = field(default_factory=dict)
+
+    def keep_reference(self, indices: Sequence[int], output: Any) -> None:
+        """Remember the float network's ``output`` for a batch of ``indices``."""
+        for index, row in zip(indices, self.distance.read(output).detach().cpu(), strict=True):
+            self.references[index] = row
+
+    @torch.no_grad()
+    def reference(self, indices: Sequence[int]) -> Tensor:
+        """Float outputs of ``indices``, ``[N, ...]``, computed once each."""
+        missing = [index for index in indices if index not in self.references]
+        for batch in batches(missing, self.batch_size):
+            with self.supernet.mode("float"):
+                self.keep_reference(batch, self._run(batch))
+            self.meter.forward(len(batch))
+        return torch.stack([self.references[index] for index in indices]).to(self.device)
+
+    def measure(self, assignment: Assignment, part: str, count: int | None = None) -> float:
+        """Mean distance of the discrete network on (the first ``count`` images of) a part."""
+        self.check()
+        indices = self.parts[part][:count]
+        key = _key("discrete", assignment, part, len(indices))
+        known = self.journal.get(key)
+        if known is None:
+            known = {"distance": self._mean(lambda: self.supernet.assign(assignment), indices)}
+            self.journal.put(key, {**known, "images": len(indices)})
+        self.meter.forward(len(indices))
+        return float(known["distance"])
+
+    def measure_soft(self, part: str) -> float:
+        """Mean distance of the relaxed network, as it stands, on a part."""
+        self.meter.forward(len(self.parts[part]))
+        return self._mean(lambda: self.supernet.mode("relaxed"), self.parts[part])
+
+    def first_order(self, assignment: Assignment, part: str, count: int | None = None) -> dict[str, Tensor]:
+        """First-order effect of switching each decision to each option, ``[K]`` a decision.
+
+        One forward and backward pass of the discrete network gives all of them:
+        ``effect[k] = dL/dw_k - dL/dw_choice`` where ``w`` are the one-hot mixture weights.
+        """
+        indices = self.parts[part][:count]
+        decisions = self.supernet.decisions
+        with self.supernet.pinned(assignment):
+            for batch in batches(indices, self.batch_size):
+                reference = self.reference(batch)
+                per_sample = self.distance.per_sample(self.distance.read(self._run(batch)).float(), reference)
+                (per_sample.sum() / len(indices)).backward()  # type: ignore[no-untyped-call]
+            effects = {name: _take_gradient(decision.logits) for name, decision in decisions.items()}
+        self.meter.backward(len(indices))
+        return {name: effect - effect[assignment[name]] for name, effect in effects.items()}
+
+    def _run(self, indices: Sequence[int]) -> Any:
+        return call_model(self.supernet, to_device(self.samples.batch(indices), self.device))
+
+    @torch.no_grad()
+    def _mean(self, context: Context, indices: Sequence[int]) -> float:
+        total = 0.0
+        for batch in batches(indices, self.batch_size):
+            reference = self.reference(batch)
+            with context():
+                output = self.distance.read(self._run(batch)).float()
+            total += float(self.distance.per_sample(output, reference).double().sum())
+        return total / len(indices)
+
+
+@torch.no_grad()
+def measure_stream(
+    supernet: Supernet,
+    loader: Iterable[tuple[Any, Tensor | None]],
+    variants: Mapping[str, Context],
+    distance: Distance,
+    metric: MetricFactory | None,
+    device: torch.device,
+    advance: Callable[[int], None] = lambda count: None,
+) -> dict[str, dict[str, float]]:
+    """Measure several variants of a supernet side by side in one pass over ``loader``.
+
+    Returns:
+        For each variant ``distance``, ``metric`` (where there are targets) and ``count``.
+    """
+    totals = dict.fromkeys(variants, 0.0)
+    metrics = {name: metric() for name in variants} if metric else {}
+    count, labelled = 0, False
+    for inputs, targets in loader:
+        inputs = to_device(inputs, device)
+        with supernet.mode("float"):
+            reference = distance.read(call_model(supernet, inputs)).float()
+        for name, context in variants.items():
+            with context():
+                output = distance.read(call_model(supernet, inputs)).float()
+            totals[name] += float(distance.per_sample(output, reference).double().sum())
+            if targets is not None and metrics:
+                metrics[name].update(output.cpu(), targets.cpu())
+                labelled = True
+        count += len(reference)
+        advance(len(reference))
+    results: dict[str, dict[str, float]] = {}
+    for name in variants:
+        results[name] = {"distance": totals[name] / max(count, 1), "count": count}
+        if labelled:
+            results[name]["metric"] = float(metrics[name].compute())
+    return results
+
+
+def batches(indices: Sequence[int], size: int) -> Iterable[Sequence[int]]:
+    """``indices`` in runs of ``size``; the last may be shorter."""
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def to_device(inputs: Any, device: torch.device) -> Any:
+    """Move every tensor of a pytree."""
+    return torch.utils._pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), inputs)
+
+
+def _take_gradient(logits: torch.nn.Parameter) -> Tensor:
+    gradient = torch.zeros_like(logits) if logits.grad is None else logits.grad.clone()
+    logits.grad = None
+    return gradient
+
+
+def _key(kind: str, assignment: Assignment, part: str, count: int) -> str:
+    text = json.dumps([kind, sorted(assignment.items()), part, count])
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

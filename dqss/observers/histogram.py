@@ -1,0 +1,143 @@
+"""A streaming histogram of bounded memory that does not depend on how the stream was cut."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dqss.errors import DataError, NonFiniteError
+from dqss.observers.base import Statistics, power_of_two
+
+_CHUNK = 1 << 18  # values binned at a time: small enough for the cache
+_RESOLUTION = 24  # bin numbers up to 2^24 are exact in fp32
+
+
+class HistogramAccumulator:
+    """Counts of C channels, one histogram of ``bins`` bins for each.
+
+    Bins have a width ``w`` that is a power of two, and edges at its multiples; ``w`` is the
+    smallest power of two with which the range seen so far fits into the window of ``bins`` bins.
+    When the range grows, ``w`` doubles and neighbouring pairs of bins merge: no count is lost or
+    guessed, and the state is a function of the set of values alone, whatever the order and the
+    batches they came in. Between half and all of the bins are in use. Exact zeros are counted
+    apart (a ReLU puts half of the values there, and every grid represents them exactly).
+    Counts are integers, so that results are the same from run to run on CPU and GPU.
+    """
+
+    def __init__(self, channels: int, bins: int = 2048) -> None:
+        if channels < 1 or bins < 2:
+            raise ValueError(f"channels={channels}, bins={bins}: expected at least 1 channel and 2 bins")
+        self.channels, self.bins = channels, bins
+        self._seen = 0
+        self._counts = torch.zeros((channels, bins), dtype=torch.int64)
+        self._zeros = torch.zeros(channels, dtype=torch.int64)
+        self._minimum = torch.full((channels,), torch.inf)
+        self._maximum = torch.full((channels,), -torch.inf)
+        self._width = power_of_two(torch.full((channels,), -126))
+        self._start = torch.zeros(channels)
+
+    @property
+    def count(self) -> int:
+        """Number of values seen in each channel."""
+        return self._seen
+
+    def update(self, rows: Tensor) -> None:
+        """Add a batch of values, ``[C, n]``. The state lives on the device of the first batch.
+
+        Raises:
+            NonFiniteError: when a value is NaN or infinite as fp32; the state is then unchanged.
+        """
+        if rows.ndim != 2 or rows.shape[0] != self.channels:
+            raise ValueError(f"rows of shape {tuple(rows.shape)}: expected ({self.channels}, n)")
+        if rows.shape[1] == 0:
+            return
+        rows = rows.detach().to(torch.float32)
+        if self._seen == 0:
+            self._to(rows.device)
+        low, high = _extremes(rows)
+        self._cover(torch.minimum(self._minimum, low), torch.maximum(self._maximum, high))
+        columns = max(1, max(_CHUNK, self._counts.numel()) // self.channels)
+        for chunk in torch.split(rows, columns, dim=1):
+            self._add(chunk)
+        self._seen += rows.shape[1]
+
+    def statistics(self) -> Statistics:
+        """What was seen so far: bin centres, clamped to the range seen, and the exact zeros.
+
+        Raises:
+            DataError: when nothing was seen yet.
+        """
+        if self._seen == 0:
+            raise DataError("no values to calibrate with: give at least one input that is not empty")
+        number = self._start[:, None] + torch.arange(self.bins, device=self._start.device)
+        counts = self._counts - torch.where(number == 0, self._zeros[:, None], 0)
+        centres = (number + 0.5) * self._width[:, None]
+        values = torch.cat([centres, torch.zeros_like(centres[:, :1])], dim=1)
+        values = torch.clamp(values, self._minimum[:, None], self._maximum[:, None])
+        values, order = values.sort(dim=1, stable=True)
+        counts = torch.cat([counts, self._zeros[:, None]], dim=1).gather(1, order)
+        return Statistics(
+            values,
+            counts.to(torch.float32),
+            self._minimum.clone(),
+            self._maximum.clone(),
+            self._width.clone(),
+        )
+
+    def _to(self, device: torch.device) -> None:
+        for name in ("_counts", "_zeros", "_minimum", "_maximum", "_width", "_start"):
+            setattr(self, name, getattr(self, name).to(device))
+
+    def _cover(self, minimum: Tensor, maximum: Tensor) -> None:
+        """Widen the windows to ``[minimum, maximum]`` by merging pairs of bins, and shift them."""
+        self._minimum, self._maximum = minimum, maximum
+        width = _fitting_width(minimum, maximum, self.bins)
+        start = torch.floor(minimum / width)
+        if torch.equal(width, self._width) and torch.equal(start, self._start):
+            return
+        doublings = torch.frexp(width).exponent - torch.frexp(self._width).exponent
+        number = self._start[:, None].long() + torch.arange(self.bins, device=start.device)
+        # An arithmetic shift is a floor; by 62 every bin number has become 0 or -1 already.
+        number = number >> doublings.long().clamp(max=62)[:, None]
+        position = (number - start[:, None].long()).clamp(0, self.bins - 1)  # empty bins may fall outside
+        self._counts = torch.zeros_like(self._counts).scatter_add_(1, position, self._counts)
+        self._width, self._start = width, start
+
+    def _add(self, chunk: Tensor) -> None:
+        # Dividing by a power of two and subtracting whole numbers below 2^24 are exact in fp32.
+        position = (chunk * (1 / self._width)[:, None]).floor_().sub_(self._start[:, None]).to(torch.int32)
+        if self.channels > 1:
+            channel = torch.arange(self.channels, device=chunk.device, dtype=torch.int32)
+            position += channel[:, None] * self.bins
+        counted = torch.bincount(position.reshape(-1), minlength=self._counts.numel())
+        self._counts += counted.view_as(self._counts)
+        self._zeros += (chunk == 0).sum(dim=1)
+
+
+def _extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
+    if rows.shape[0] == 1:  # several times faster than along a dimension
+        low, high = (extreme.reshape(1) for extreme in torch.aminmax(rows))
+    else:
+        low, high = torch.aminmax(rows, dim=1)
+    bad = ~(torch.isfinite(low) & torch.isfinite(high))
+    if bad.any():
+        nan, inf = int(torch.isnan(rows).sum()), int(torch.isinf(rows).sum())
+        raise NonFiniteError(f"{nan} NaN and {inf} infinite among {rows.numel()} values")
+    return low, high
+
+
+def _fitting_width(minimum: Tensor, maximum: Tensor, bins: int) -> Tensor:
+    """Smallest power of two ``w`` with ``floor(maximum / w) - floor(minimum / w) < bins``.
+
+    Not below the resolution of fp32 at the largest magnitude, where bins would be empty.
+    """
+    largest = torch.maximum(minimum.abs(), maximum.abs())
+    finest = torch.where(largest > 0, torch.frexp(largest).exponent - _RESOLUTION, -126)
+    needed = torch.frexp((maximum / 2 - minimum / 2) / (bins / 2)).exponent
+    exponent = torch.maximum(finest, torch.where(maximum > minimum, needed - 2, -126))
+    exponent = exponent.clamp(min=-126)
+    for _ in range(3):
+        width = power_of_two(exponent)
+        fits = torch.floor(maximum / width) - torch.floor(minimum / width) < bins
+        exponent = torch.where(fits, exponent, exponent + 1)
+    return power_of_two(exponent)

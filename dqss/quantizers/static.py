@@ -1,0 +1,34 @@
+"""The quantizer of a static algorithm: parameters from statistics, straight-through rounding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dqss import observers
+from dqss.functional import fake_quantize
+from dqss.observers import Statistics
+from dqss.quantizers.base import Quantizer
+from dqss.spec import Candidate
+
+
+class StaticQuantizer(Quantizer):
+    """A candidate whose scale and zero point are calibrated once and never learn."""
+
+    def __init__(self, candidate: Candidate, channels: int) -> None:
+        super().__init__(candidate, channels)
+        self.algorithm = observers.build(candidate)
+        self.register_buffer("scale", torch.ones(channels))
+        self.register_buffer("zero_point", torch.zeros(channels))
+
+    @torch.no_grad()
+    def calibrate(self, stats: Statistics) -> None:
+        """See :meth:`Quantizer.calibrate`."""
+        scale, zero_point = self.algorithm.qparams(stats, self.candidate.spec)
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`Quantizer.forward`."""
+        grid = self.grid(x.ndim)
+        return fake_quantize(x, grid.scale, grid.zero_point, grid.spec)

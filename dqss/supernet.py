@@ -1,0 +1,276 @@
+"""The supernet: a prepared network with a decision at every searchable tensor."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from dqss.attach import attach_input, attach_weight, detach_input, detach_weight, original_weight
+from dqss.calls import call_model
+from dqss.decision import Decision, OneHot, Relaxation
+from dqss.errors import NonFiniteError, SearchSpaceError
+from dqss.layers import input_channels, searchable_layers
+from dqss.mixed import MixedActivation, MixedQuantizer, MixedWeight, Mode
+from dqss.space import LayerCandidates, LayerInfo, SearchSpace
+
+Assignment = Mapping[str, int]
+"""The chosen option of each decision, by the decision's name."""
+
+
+@dataclass
+class SearchableLayer:
+    """A layer under search: what quantizes its weight and its input (None: stays in float)."""
+
+    info: LayerInfo
+    module: nn.Module
+    weight: MixedWeight | None
+    activation: MixedActivation | None
+
+
+@dataclass
+class Coverage:
+    """What happened to the layers that the search space named; for the user to read.
+
+    Attributes:
+        skipped: left in float by the search space.
+        weight_only: weight is read but forward never called (or never with real numbers).
+        unused: neither called nor read by any calibration input; left in float.
+        tied: groups of layers that share one weight, and so one decision.
+    """
+
+    skipped: list[str] = field(default_factory=list)
+    weight_only: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    tied: list[list[str]] = field(default_factory=list)
+
+
+class Supernet(nn.Module):
+    """Decisions on a frozen network.
+
+    Build it, then :meth:`calibrate`; after that the forward pass follows :meth:`mode`.
+    The network stays in ``eval()`` and its parameters do not require gradients.
+
+    Args:
+        model: a prepared network; it is changed in place.
+        space: which layers, which candidates.
+    """
+
+    def __init__(self, model: nn.Module, space: SearchSpace) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.space = space
+        self.layers: dict[str, SearchableLayer] = {}
+        self.coverage = Coverage()
+        found = searchable_layers(model)
+        space.check([info for _, info in found.values()])
+        by_weight: dict[int, tuple[str, MixedWeight]] = {}
+        for name, (module, info) in found.items():
+            candidates = space.candidates(info)
+            if candidates is None:
+                self.coverage.skipped.append(name)
+            else:
+                self.layers[name] = self._attach(module, info, candidates, by_weight)
+
+    def _attach(
+        self,
+        module: nn.Module,
+        info: LayerInfo,
+        candidates: LayerCandidates,
+        by_weight: dict[int, tuple[str, MixedWeight]],
+    ) -> SearchableLayer:
+        weight = activation = None
+        if candidates.weight:
+            parameter = original_weight(module)
+            if id(parameter) in by_weight:
+                owner, weight = by_weight[id(parameter)]
+                self._note_tie(owner, info.name)
+            else:
+                decision = Decision(f"{info.name}.weight", candidates.weight)
+                weight = MixedWeight(candidates.weight, decision, parameter.shape)
+                by_weight[id(parameter)] = (info.name, weight)
+            attach_weight(module, weight)
+        if candidates.activation:
+            decision = Decision(f"{info.name}.activation", candidates.activation)
+            shape = torch.Size([input_channels(module)] + [1] * (-info.input_axis - 1))
+            activation = MixedActivation(candidates.activation, decision, shape)
+            attach_input(module, activation)
+        return SearchableLayer(info, module, weight, activation)
+
+    def _note_tie(self, owner: str, name: str) -> None:
+        group = next((names for names in self.coverage.tied if names[0] == owner), None)
+        if group is None:
+            self.coverage.tied.append([owner, name])
+        else:
+            group.append(name)
+
+    # -- forward ------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own forward pass, quantized as the mode says."""
+        return self.model(*args, **kwargs)
+
+    def quantizers(self) -> Iterator[MixedQuantizer]:
+        """Every mixed quantizer once, weights before inputs, in layer order."""
+        seen: set[int] = set()
+        for layer in self.layers.values():
+            for quantizer in (layer.weight, layer.activation):
+                if quantizer is not None and id(quantizer) not in seen:
+                    seen.add(id(quantizer))
+                    yield quantizer
+
+    @contextmanager
+    def mode(self, mode: Mode | str) -> Iterator[None]:
+        """Run everything inside as ``"float"``, ``"relaxed"`` or ``"discrete"``."""
+        before = [(quantizer, quantizer.mode) for quantizer in self.quantizers()]
+        for quantizer, _ in before:
+            quantizer.mode = Mode(mode)
+        try:
+            yield
+        finally:
+            for quantizer, previous in before:
+                quantizer.mode = previous
+
+    # -- decisions ----------------------------------------------------------------------------
+
+    @property
+    def decisions(self) -> dict[str, Decision]:
+        """The unique decisions, sorted by name."""
+        unique = {quantizer.decision.name: quantizer.decision for quantizer in self.quantizers()}
+        return dict(sorted(unique.items()))
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        """The logits of the unique decisions, sorted by name."""
+        return [decision.logits for decision in self.decisions.values()]
+
+    def network_parameters(self) -> list[nn.Parameter]:
+        """Every other parameter; disjoint from :meth:`arch_parameters` and exhaustive with it."""
+        logits = {id(parameter) for parameter in self.arch_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in logits]
+
+    def relax(self, relaxation: Relaxation) -> None:
+        """Use ``relaxation`` in every decision."""
+        for decision in self.decisions.values():
+            decision.relaxation = relaxation
+
+    def draw(self, seed: int, step: int) -> None:
+        """Draw the noise of one step: a function of seed, step and decision name only."""
+        for name, decision in self.decisions.items():
+            digest = hashlib.sha256(f"{seed}/{step}/{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            decision.draw(generator)
+
+    def argmax(self) -> dict[str, int]:
+        """The assignment that the logits prefer."""
+        return {name: int(decision.logits.detach().argmax()) for name, decision in self.decisions.items()}
+
+    @contextmanager
+    def assign(self, assignment: Assignment) -> Iterator[None]:
+        """Discrete mode with ``assignment`` in place of the logits' own choice."""
+        decisions = self.decisions
+        before = {name: decision.assigned for name, decision in decisions.items()}
+        for name, index in assignment.items():
+            decisions[name].assigned = index
+        try:
+            with self.mode(Mode.DISCRETE):
+                yield
+        finally:
+            for name, decision in decisions.items():
+                decision.assigned = before[name]
+
+    @contextmanager
+    def pinned(self, assignment: Assignment) -> Iterator[None]:
+        """Relaxed mode with one-hot weights at ``assignment`` whose gradients reach the logits.
+
+        The forward pass is that of :meth:`assign`; see :class:`dqss.decision.OneHot`.
+        """
+        decisions = self.decisions
+        before = {name: decision.relaxation for name, decision in decisions.items()}
+        for name, decision in decisions.items():
+            decision.relaxation = OneHot(assignment[name])
+        try:
+            with self.mode(Mode.RELAXED):
+                yield
+        finally:
+            for name, decision in decisions.items():
+                decision.relaxation = before[name]
+
+    # -- calibration --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def calibrate(
+        self, batches: Iterable[Any], seen: Callable[[int, Any], None] = lambda index, output: None
+    ) -> None:
+        """Calibrate all candidates of all layers in one pass over ``batches``.
+
+        Layers that no batch reaches are left in float and listed in :attr:`coverage`.
+
+        Args:
+            batches: inputs as :func:`dqss.calls.call_model` takes them.
+            seen: called with each batch's position and the float network's output.
+
+        Raises:
+            NonFiniteError: naming the layer whose input is NaN or infinite.
+            SearchSpaceError: if no layer under search is used at all.
+        """
+        for quantizer in self.quantizers():
+            quantizer.calls = 0
+        with self.mode(Mode.OBSERVE), _naming_layers(self.layers):
+            for index, batch in enumerate(batches):
+                seen(index, call_model(self.model, batch))
+        self._drop_unused()
+        for quantizer in self.quantizers():
+            if isinstance(quantizer, MixedActivation):
+                quantizer.finish_calibration()
+        for layer in self.layers.values():
+            if layer.weight is not None:
+                layer.weight.freeze(original_weight(layer.module))
+
+    def _drop_unused(self) -> None:
+        for name, layer in list(self.layers.items()):
+            weight_read = layer.weight is not None and layer.weight.calls > 0
+            if layer.activation is not None and not layer.activation.observed:
+                called = layer.activation.calls > 0
+                detach_input(layer.module)
+                layer.activation = None
+                if weight_read:
+                    self.coverage.weight_only.append(name)
+                elif not called:
+                    self.coverage.unused.append(name)
+            if layer.weight is not None and not weight_read:
+                detach_weight(layer.module)
+                layer.weight = None
+            if layer.weight is None and layer.activation is None:
+                del self.layers[name]
+        if not self.layers:
+            raise SearchSpaceError("none of the layers under search is used by the calibration inputs")
+
+
+@contextmanager
+def _naming_layers(layers: Mapping[str, SearchableLayer]) -> Iterator[None]:
+    """Add the layer's name to what its observer complains about."""
+    current: list[str] = []
+
+    def remember(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any = None) -> None:
+            current[:] = [name]
+
+        return hook
+
+    handles = [
+        layer.activation.register_forward_pre_hook(remember(name))
+        for name, layer in layers.items()
+        if layer.activation is not None
+    ]
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(f"input of layer {current[0]!r}: {error}") from None
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,95 @@
+"""Uniform strategies: one weight and one activation algorithm for every layer.
+
+They are what people use today, so they are what a searched strategy is compared with, and what
+it may never be worse than on the selection part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dqss.measure import Evaluator
+from dqss.spec import Candidate
+from dqss.supernet import Assignment, Supernet
+
+FIRST_RUNG, RUNG_FACTOR = 16, 4
+
+
+def uniform_assignments(supernet: Supernet) -> dict[str, Assignment]:
+    """Every pair (weight candidate, activation candidate) as an assignment of all decisions.
+
+    A decision without that very candidate (say, a first layer kept at 8 bits) takes the same
+    algorithm at the nearest bits; pairs that some decision cannot follow at all are left out.
+    """
+    weights = _distinct(
+        [layer.weight.decision.options for layer in supernet.layers.values() if layer.weight is not None]
+    )
+    activations = _distinct(
+        [
+            layer.activation.decision.options
+            for layer in supernet.layers.values()
+            if layer.activation is not None
+        ]
+    )
+    found: dict[str, Assignment] = {}
+    for weight in weights or [None]:
+        for activation in activations or [None]:
+            assignment = _follow(supernet, weight, activation)
+            if assignment is not None:
+                found[pair_name(weight, activation)] = assignment
+    return found
+
+
+def pair_name(weight: Candidate | None, activation: Candidate | None) -> str:
+    """``W mse@4 / A percentile(p=99.9)@4``."""
+    parts = [f"{role} {c.title}" for role, c in (("W", weight), ("A", activation)) if c is not None]
+    return " / ".join(parts)
+
+
+def screen(evaluator: Evaluator, uniform: dict[str, Assignment], finalists: int) -> list[str]:
+    """The names of the ``finalists`` best, by successive halving on the refine part.
+
+    All are measured on 16 images, the better quarter on four times as many, and so on: a tenth
+    of the cost of measuring all of them on everything. Best first.
+    """
+    alive, count = list(uniform), FIRST_RUNG
+    while True:
+        scores = {name: evaluator.measure(uniform[name], "refine", count) for name in alive}
+        alive.sort(key=lambda name: scores[name])
+        if len(alive) <= finalists:
+            return alive
+        alive = alive[: max(finalists, len(alive) // RUNG_FACTOR)]
+        count *= RUNG_FACTOR
+
+
+def _distinct(options: Sequence[Sequence[object]]) -> list[Candidate | None]:
+    seen: dict[tuple[object, ...], Candidate | None] = {}
+    for choices in options:
+        for candidate in choices:
+            assert isinstance(candidate, Candidate)
+            seen.setdefault(candidate.kind, candidate)
+    return list(seen.values())
+
+
+def _follow(supernet: Supernet, weight: Candidate | None, activation: Candidate | None) -> Assignment | None:
+    assignment: dict[str, int] = {}
+    for layer in supernet.layers.values():
+        for quantizer, wanted in ((layer.weight, weight), (layer.activation, activation)):
+            if quantizer is None or wanted is None:
+                continue
+            index = _nearest(wanted, quantizer.decision.options)
+            if index is None:
+                return None
+            assignment[quantizer.decision.name] = index
+    return assignment
+
+
+def _nearest(wanted: Candidate, options: Sequence[object]) -> int | None:
+    best: tuple[tuple[bool, int], int] | None = None
+    for index, option in enumerate(options):
+        assert isinstance(option, Candidate)
+        if option.method == wanted.method:
+            rank = (option.kind[1:] != wanted.kind[1:], abs(option.spec.bits - wanted.spec.bits))
+            if best is None or rank < best[0]:
+                best = (rank, index)
+    return None if best is None else best[1]

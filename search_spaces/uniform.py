@@ -1,0 +1,102 @@
+"""The same candidates for every layer: algorithms x bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dqss.errors import SearchSpaceError
+from dqss.space import Rule, SearchSpace
+from dqss.spec import MAX_BITS, MIN_BITS, Candidate, Granularity, PerChannel, PerTensor, QuantSpec
+
+Algorithms = Sequence[str | dict[str, Any]]
+
+STANDARD: tuple[tuple[str, dict[str, float]], ...] = (
+    ("minmax", {}),
+    ("percentile", {"p": 99.9}),
+    ("percentile", {"p": 99.99}),
+    ("mse", {}),
+    ("lp", {"p": 1.0}),
+    ("lp", {"p": 4.0}),
+    ("aciq_gaussian", {}),
+    ("aciq_laplace", {}),
+)
+
+
+def uniform(
+    weight_bits: int | Sequence[int] = 4,
+    activation_bits: int | Sequence[int] = 4,
+    weight_algorithms: Algorithms | None = None,
+    activation_algorithms: Algorithms | None = None,
+    weight_granularity: str = "channel",
+    activation_granularity: str = "tensor",
+    weight_symmetric: bool = True,
+    activation_symmetric: bool = False,
+    skip: Sequence[str] = (),
+    skip_types: Sequence[str] = (),
+    force: Sequence[str] = (),
+    name: str = "uniform",
+) -> SearchSpace:
+    """Every algorithm at every bit-width, for all layers.
+
+    Args:
+        weight_bits, activation_bits: one bit-width or several.
+        weight_algorithms, activation_algorithms: names, or ``{"name": ..., **parameters}``;
+            the eight of :data:`STANDARD` by default.
+        weight_granularity, activation_granularity: ``"tensor"`` or ``"channel"``.
+        weight_symmetric, activation_symmetric: signed grid around zero, or affine.
+        skip: shell patterns of layer names that stay in float.
+        skip_types: class names whose layers stay in float.
+        force: patterns of layers that are searched although ``skip`` or ``skip_types`` say no.
+        name: recorded in the strategy.
+
+    Raises:
+        SearchSpaceError: for bits out of range or an unknown granularity.
+    """
+    weight = _candidates(weight_algorithms, weight_bits, weight_granularity, weight_symmetric)
+    activation = _candidates(
+        activation_algorithms, activation_bits, activation_granularity, activation_symmetric
+    )
+    rules = []
+    if force:
+        rules.append(Rule(weight, activation, names=tuple(force)))
+    if skip:
+        rules.append(Rule(names=tuple(skip), skip=True))
+    if skip_types:
+        rules.append(Rule(types=tuple(skip_types), skip=True))
+    return SearchSpace(name, (*rules, Rule(weight, activation)))
+
+
+def _candidates(
+    algorithms: Algorithms | None, bits: int | Sequence[int], granularity: str, symmetric: bool
+) -> tuple[Candidate, ...]:
+    widths = [bits] if isinstance(bits, int) else list(bits)
+    for width in widths:
+        if not isinstance(width, int) or not MIN_BITS <= width <= MAX_BITS:
+            raise SearchSpaceError(f"bits={width!r}: expected an integer from {MIN_BITS} to {MAX_BITS}")
+    grain = _granularity(granularity)
+    return tuple(
+        Candidate.of(name, QuantSpec(width, symmetric, grain), params)
+        for width in widths
+        for name, params in _algorithms(algorithms)
+    )
+
+
+def _granularity(word: str) -> Granularity:
+    known: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel()}
+    if word not in known:
+        raise SearchSpaceError(f"granularity {word!r}: expected one of {', '.join(known)}")
+    return known[word]
+
+
+def _algorithms(algorithms: Algorithms | None) -> list[tuple[str, dict[str, float]]]:
+    if algorithms is None:
+        return list(STANDARD)
+    found: list[tuple[str, dict[str, float]]] = []
+    for entry in algorithms:
+        if isinstance(entry, str):
+            found.append((entry, {}))
+        else:
+            parameters = {key: value for key, value in entry.items() if key != "name"}
+            found.append((entry["name"], parameters))
+    return found
