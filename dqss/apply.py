@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from dqss import quantizers
-from dqss.attach import attach_input
+from dqss.attach import attach_input, forbid_nested
 from dqss.bundle import Bundle
 from dqss.errors import StrategyError
-from dqss.layers import searchable_layers
+from dqss.functional import channel_count
+from dqss.layers import input_shape, searchable_layers
+from dqss.measure import home, to_device
 from dqss.mixed import MixedQuantizer
 from dqss.prepare import Prepared, fingerprint, prepare
 from dqss.signature import describe_inputs, example_inputs
+from dqss.spec import PerChannel
 from dqss.strategy import LayerStrategy, ModelInfo, Strategy, TensorChoice
 from dqss.supernet import Assignment, Supernet
 
@@ -93,7 +96,8 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
     if not force:
         _check_weights(model, strategy.model.tensors)
     example = example_inputs(cast("dict[str, Any]", strategy.model.input.get("signature", {})))
-    fixed = prepare(model, example, recipe=strategy.model.prepare).model
+    fixed = prepare(model, to_device(example, home(model)), recipe=strategy.model.prepare).model
+    forbid_nested(fixed)
     layers = searchable_layers(fixed)
     missing = [name for name in strategy.layers if name not in layers]
     if missing:
@@ -102,21 +106,32 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
             + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
         )
     for name, choice in strategy.layers.items():
-        module = layers[name][0]
+        module, info = layers[name]
         if choice.weight is not None:
-            quantizer = _quantizer(bundle, name, "weight", choice.weight)
             weight: Tensor = module.weight  # type: ignore[assignment]
+            quantizer = _quantizer(bundle, name, "weight", choice.weight, weight.shape).to(weight.device)
             # A new parameter, so that a tied embedding keeps its own float values.
             values = quantizer.codes(weight).dequantize().to(weight.dtype)
             module.weight = nn.Parameter(values, requires_grad=False)
         if choice.activation is not None:
-            attach_input(module, _quantizer(bundle, name, "activation", choice.activation))
+            shape = input_shape(module, info)
+            quantizer = _quantizer(bundle, name, "activation", choice.activation, shape)
+            attach_input(module, quantizer.to(home(module)))
     return fixed.eval()
 
 
-def _quantizer(bundle: Bundle, layer: str, role: str, choice: TensorChoice) -> quantizers.Quantizer:
+def _quantizer(
+    bundle: Bundle, layer: str, role: str, choice: TensorChoice, shape: torch.Size
+) -> quantizers.Quantizer:
     scale = bundle.tensors[f"{layer}.{role}.scale"]
     quantizer = quantizers.build(choice.candidate(), len(scale))
+    granularity = quantizer.candidate.spec.granularity
+    fits = not isinstance(granularity, PerChannel) or -len(shape) <= granularity.axis < len(shape)
+    if not fits or channel_count(shape, granularity) != len(scale):
+        raise StrategyError(
+            f"the strategy is for another model: it has {len(scale)} scales for the {role} of {layer!r}, "
+            f"which has the shape {list(shape)} here"
+        )
     quantizer.scale.copy_(scale)
     quantizer.zero_point.copy_(bundle.tensors[f"{layer}.{role}.zero_point"])
     return quantizer

@@ -41,6 +41,17 @@ def detach_input(layer: nn.Module) -> None:
     delattr(layer, INPUT_QUANTIZER)
 
 
+def forbid_nested(model: nn.Module) -> None:
+    """Keep torch's transformer encoders from turning padded batches into nested tensors.
+
+    They would do so only where no gradient is wanted, so that padded positions would come out
+    different from one mode to another; and no observer can read a nested tensor.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+
+
 def original_weight(layer: nn.Module) -> Tensor:
     """The layer's own weight, under any parametrization."""
     if parametrize.is_parametrized(layer, "weight"):

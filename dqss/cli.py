@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
-from hydra.utils import instantiate
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+from yaml import YAMLError
 
-from dqss.errors import UserError
+from dqss.arguments import annotations, check_arguments, check_value, names_a_path
+from dqss.errors import UserError, near_match
 from dqss.io import output_error
 from dqss.progress import Interrupted
 
@@ -20,32 +35,75 @@ BAD_INPUT = 2
 CONFIG_FILE = "config.yaml"
 """Where a run folder keeps the configuration that made it."""
 
+LOSSES = {
+    "kl": "dqss.losses.KLDivergence",
+    "mse": "dqss.losses.MeanSquaredError",
+    "l1": "dqss.losses.MeanAbsoluteError",
+    "task": "dqss.losses.TaskLoss",
+}
+"""Short names of losses and distances."""
+Rewrite = Callable[[list[str]], list[str]]
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-def run(main: Callable[[], Any], argv: list[str] | None = None) -> None:
-    """Run a Hydra main function and exit as a well-behaved command does.
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+    """``hydra.main`` for the configuration of that name; what goes wrong inside becomes one line."""
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], Any]:
+        @functools.wraps(task)
+        def guarded(config: DictConfig) -> Any:
+            # In here, because Hydra adds lines of its own to what leaves a job.
+            try:
+                return task(config)
+            except (Exception, KeyboardInterrupt) as error:
+                _leave(error)
+                raise
+
+        started: Callable[[], Any] = hydra.main(
+            version_base="1.3", config_path="pkg://dqss.conf", config_name=config_name
+        )(guarded)
+        return started
+
+    return decorate
+
+
+def run(main: Callable[[], Any], *rewrites: Rewrite) -> None:
+    """Run a :func:`command` and exit as a well-behaved program does.
 
     Exit codes: 0; 2 for bad input; 130 and 143 for an orderly stop by SIGINT and SIGTERM.
+
+    Args:
+        main: the command.
+        rewrites: change the command line's arguments before Hydra reads them.
     """
     # Hydra would print its own half of a stack trace and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    arguments = sys.argv[1:] if argv is None else argv
-    resume = next((word.split("=", 1)[1] for word in arguments if word.startswith("resume=")), None)
-    if resume not in (None, "", "null"):
-        sys.argv.append(f"hydra.run.dir={resume}")
     try:
+        if importlib.util.find_spec("dqss.conf") is None:
+            raise UserError("dqss is not installed: run 'pip install -e .' in the folder of its setup.cfg")
+        for rewrite in (*rewrites, one_folder):
+            sys.argv[1:] = rewrite(sys.argv[1:])
         main()
-    except Interrupted as stop:
-        print(f"stopped by {stop}", file=sys.stderr)
-        sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as error:
+        _leave(error)
+        raise
+
+
+def _leave(error: BaseException) -> None:
+    """Exit with a line for what is not a fault of this program; return for what is."""
+    if isinstance(error, Interrupted):
+        print(f"stopped by {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    if isinstance(error, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         sys.exit(130)
-    except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
+    line = explain(error)
+    if line is not None:
         print(f"error: {line}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+
+
+# -- errors in one line -----------------------------------------------------------------------
 
 
 def explain(error: BaseException) -> str | None:
@@ -53,27 +111,218 @@ def explain(error: BaseException) -> str | None:
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, UserError):
-            return str(chain)
-        chain = chain.__cause__ or chain.__context__
+            return _joined(chain)
+        chain = chain.__cause__
+    if isinstance(error, MissingConfigException):
+        return _explain_missing(error)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.filename is not None:
-        return str(output_error(str(error.filename), error))
+        return _explain_config(error)
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"cannot open {str(error.filename)!r}: {error.strerror}"
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK_FULL):
+        return str(output_error(str(error.filename or "the results"), error))
     return None
 
 
-def make(config: DictConfig, *args: Any, **kwargs: Any) -> Any:
+def _explain_missing(error: MissingConfigException) -> str:
+    group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
+    if error.options:
+        options = list(error.options)
+        return f"{group}={choice}{near_match(choice, options)}: expected one of {', '.join(options)}"
+    if group:
+        known = sorted(entry.name for entry in files("dqss.conf").iterdir() if entry.is_dir())
+        known = [name for name in known if not name.startswith("_")]
+        return f"{group}={choice}: there is no group {group!r}{near_match(group, known)}; {', '.join(known)}"
+    return _joined(error)
+
+
+def _explain_config(error: Exception) -> str:
+    cause = error.__cause__
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
+        parent = cause.parent_node
+        known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
+        return f"{cause.full_key}: unknown option{_suggestion(str(cause.full_key), parent, known)}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is not given: add {error.full_key}=VALUE"
+    parts = [_joined(part) for part in (error, cause) if part is not None and str(part)]
+    return "; ".join(dict.fromkeys(parts)) or type(error).__name__
+
+
+def _suggestion(key: str, parent: Any, known: list[str]) -> str:
+    """The option of that name elsewhere, or a sibling of nearly that name, and all siblings."""
+    leaf = key.rpartition(".")[2]
+    root = parent._get_root() if isinstance(parent, DictConfig) else None
+    elsewhere = [name for name in _dotted(root) if name.rpartition(".")[2] == leaf]
+    hint = f" (did you mean {elsewhere[0]!r}?)" if elsewhere else near_match(leaf, known)
+    siblings = [name for name in known if not name.startswith(("_", "hydra"))]
+    return f"{hint}; known: {', '.join(siblings)}" if siblings else hint
+
+
+def _dotted(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
+        return []
+    found = []
+    for key in node:
+        if str(key) != "hydra":
+            found += [f"{prefix}{key}", *_dotted(node._get_node(key), f"{prefix}{key}.")]
+    return found
+
+
+def _joined(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+# -- the command line -------------------------------------------------------------------------
+
+
+def overrides(arguments: Iterable[str]) -> list[Override]:
+    """The words among ``arguments`` that override the configuration; ill-formed ones are left out."""
+    parser = OverridesParser.create()
+    found = []
+    for word in arguments:
+        if word.startswith("~") or ("=" in word and not word.startswith("-")):
+            try:
+                found += parser.parse_overrides([word])
+            except HydraException:
+                continue  # Hydra has its say about it later
+    return found
+
+
+def value_of(arguments: Iterable[str], key: str) -> str | None:
+    """The value that the command line gives to ``key``, None where it gives none."""
+    values = [found.value() for found in overrides(arguments) if found.key_or_group == key]
+    return str(values[-1]) if values and values[-1] is not None else None
+
+
+def is_multirun(arguments: Iterable[str]) -> bool:
+    """Whether the arguments ask for a sweep."""
+    return any(word in ("-m", "--multirun") for word in arguments)
+
+
+def assignment(key: str, value: object) -> str:
+    """``key=value`` as Hydra reads it, whatever characters are in the value."""
+    text = str(value)
+    if all(letter.isalnum() or letter in "/._-+:%" for letter in text):
+        return f"{key}={text}"
+    quoted = text.replace('"', '\\"')
+    return f'{key}="{quoted}"'
+
+
+def one_folder(arguments: list[str]) -> list[str]:
+    """``run_dir=X`` moves Hydra's own files there as well; in a sweep, each run is in a folder below."""
+    place = value_of(arguments, "run_dir")
+    if place is None:
+        return arguments
+    kept = [word for word in arguments if not word.startswith("run_dir=")]
+    return [*kept, assignment("hydra.sweep.dir" if is_multirun(arguments) else "hydra.run.dir", place)]
+
+
+# -- configuration groups ---------------------------------------------------------------------
+
+
+def make(config: DictConfig, where: str) -> Any:
     """Instantiate a configuration group; what its target complains about comes out as it is.
+
+    Args:
+        config: with ``_target_`` and its arguments.
+        where: the group's name, for messages.
 
     Raises:
         UserError: from the target itself, or for arguments that it does not take.
     """
+    _check(_plain(config), where)
     try:
-        return instantiate(config, *args, **kwargs)
+        return instantiate(config)
     except HydraException as error:
-        line = explain(error)
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         if isinstance(error.__cause__, (TypeError, ValueError)):
-            raise UserError(" ".join(str(error.__cause__).split())) from None
-        raise UserError(line or str(error)) from None
+            raise UserError(f"{where}: {_joined(error.__cause__)}") from error
+        raise UserError(f"{where}: {_joined(error)}") from error
+
+
+def spell_out_loss(method: DictConfig, key: str) -> None:
+    """Replace a loss or distance that is given by its short name.
+
+    Raises:
+        UserError: for an unknown one.
+    """
+    name = method.get(key)
+    if isinstance(name, str):
+        if name not in LOSSES:
+            raise UserError(
+                f"method.{key}={name}{near_match(name, LOSSES)}: expected one of {', '.join(LOSSES)}"
+            )
+        method[key] = {"_target_": LOSSES[name]}
+
+
+def anchor(config: DictConfig) -> None:
+    """Make the relative paths in a group absolute, so that it means the same from another folder."""
+    target = _target(_plain(config), "")
+    for name, hint in annotations(target).items() if target else ():
+        value = config.get(name)
+        if names_a_path(hint) and isinstance(value, str):
+            config[name] = str(Path(value).expanduser().absolute())
+
+
+def check_options(config: DictConfig, hints: Mapping[str, Any]) -> None:
+    """Compare options outside of any group with their types.
+
+    Raises:
+        UserError: naming the option, and what was expected.
+    """
+    for name, hint in hints.items():
+        check_value(hint, config[name], name)
+
+
+def stored_config(folder: Path, option: str, groups: Iterable[str]) -> DictConfig:
+    """The configuration that made a run folder.
+
+    Args:
+        folder: of a search.
+        option: what the user calls it, for messages.
+        groups: what must be in it.
+
+    Raises:
+        UserError: where there is none, or it is damaged.
+    """
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise UserError(f"{option}={folder}: no {CONFIG_FILE} there; give the folder of a search")
+    try:
+        stored = OmegaConf.load(file)
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{file} is damaged ({_joined(error)[:120]}): restore it or search again") from error
+    missing = [name for name in groups if not isinstance(stored, DictConfig) or name not in stored]
+    if missing or not isinstance(stored, DictConfig):
+        raise UserError(f"{file} is damaged (no {missing[0]!r} in it): restore it or search again")
+    return stored
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return plain if isinstance(plain, dict) else {}
+
+
+def _check(group: Mapping[str, Any], where: str) -> None:
+    """Names and types of a group's options, and of the objects inside."""
+    target = _target(group, where)
+    if target is None:
+        return
+    given = {name: value for name, value in group.items() if not name.startswith("_")}
+    ours = str(getattr(target, "__module__", "")).startswith("dqss.")
+    check_arguments(target, given, where, values=ours)
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            _check(value, f"{where}.{name}")
+
+
+def _target(group: Mapping[str, Any], where: str) -> Callable[..., Any] | None:
+    path = group.get("_target_")
+    if path is None:
+        return None
+    try:
+        found: Any = get_object(path)
+    except Exception as error:
+        raise UserError(f"{where}._target_={path} cannot be imported: {_joined(error)}") from error
+    return found if callable(found) else None

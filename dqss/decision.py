@@ -13,6 +13,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from dqss.precision import KeepsPrecision
+
 
 class Relaxation(ABC):
     """How logits become the K mixture weights of one forward pass."""
@@ -66,7 +68,7 @@ class OneHot(Relaxation):
         return hard + (logits - logits.detach())
 
 
-class Decision(nn.Module):
+class Decision(KeepsPrecision):
     """A named choice among K options with one architecture logit each.
 
     Args:

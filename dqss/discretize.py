@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import stdev
 
+from dqss.errors import UserError
 from dqss.measure import Evaluator
 from dqss.supernet import Assignment
 from dqss.uniform import screen
@@ -18,11 +20,19 @@ class RefineSettings:
         passes: limit, in passes over the refine part (0: no refinement).
         screen: images on which a change is tried first; only promising ones get the whole part.
         alternatives: options tried per decision in one sweep.
+        confidence: a change is kept if its mean gain exceeds so many standard errors of the
+            gains (paired, over the images); guards against refining towards noise.
     """
 
     passes: float = 60.0
     screen: int = 32
     alternatives: int = 2
+    confidence: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("passes", 0), ("screen", 1), ("alternatives", 1), ("confidence", 0)):
+            if not getattr(self, name) >= least:
+                raise UserError(f"refine.{name}={getattr(self, name)}: expected {least} or more")
 
 
 @dataclass(frozen=True)
@@ -75,54 +85,57 @@ def refine(
 
     One forward and backward pass estimates what every switch of every decision would do
     (:meth:`Evaluator.first_order`); the best ones are tried in that order and kept where the
-    measured distance falls. Sweeps repeat until none helps or the limit is reached.
+    measured distance falls by more than chance. Sweeps repeat until none helps or the limit is
+    reached.
 
     Returns:
         The refined assignment and a line for each change.
     """
-    current = dict(assignment)
+    current, changes = dict(assignment), list[str]()
     limit = settings.passes * len(evaluator.parts["refine"])
-    spent, changes = 0, []
-    best = None
-    tried: set[tuple[str, int]] = set()
-    while spent < limit and not out_of_time():
-        if best is None:
-            best = evaluator.measure(current, "refine")
+    if limit <= 0 or out_of_time():
+        return current, changes
+    begin = evaluator.meter.evaluations
+    best = evaluator.measure_each(current, "refine")
+    improved = True
+    while improved:
         improved = False
         for name, option in _proposals(evaluator, current, settings.alternatives):
-            if spent >= limit or out_of_time():
-                break
-            if (name, option) in tried or option == current[name]:
-                continue
-            tried.add((name, option))
+            if evaluator.meter.evaluations - begin >= limit or out_of_time():
+                return current, changes
             trial = {**current, name: option}
-            score, cost = _try(evaluator, current, trial, settings.screen, best)
-            spent += cost
-            if score < best:
-                changes.append(f"{name}: option {current[name]} -> {option}, {best:.5f} -> {score:.5f}")
-                current, best, improved = trial, score, True
-                tried = {(name, option)}
-        if not improved:
-            break
+            each = _try(evaluator, trial, best, settings)
+            if each is not None:
+                changes.append(
+                    f"{name}: option {current[name]} -> {option}, {_mean(best):.5f} -> {_mean(each):.5f}"
+                )
+                current, best, improved = trial, each, True
     return current, changes
 
 
 def _try(
-    evaluator: Evaluator, current: Assignment, trial: Assignment, screen_images: int, best: float
-) -> tuple[float, int]:
-    """Distance of ``trial`` (infinite if a few images already speak against it), and its cost."""
-    part = len(evaluator.parts["refine"])
-    if screen_images < part:
-        before = evaluator.measure(current, "refine", screen_images)
-        if evaluator.measure(trial, "refine", screen_images) >= before:
-            return float("inf"), screen_images
-    return evaluator.measure(trial, "refine"), part + min(screen_images, part)
+    evaluator: Evaluator, trial: Assignment, best: list[float], settings: RefineSettings
+) -> list[float] | None:
+    """Distances of ``trial`` on the refine part if it is better than ``best``, otherwise None."""
+    if settings.screen < len(best):
+        few = evaluator.measure_each(trial, "refine", settings.screen)
+        if _mean(few) >= _mean(best[: settings.screen]):
+            return None
+    each = evaluator.measure_each(trial, "refine")
+    gains = [before - after for before, after in zip(best, each, strict=True)]
+    error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+    return each if _mean(gains) > settings.confidence * error else None
 
 
 def _proposals(evaluator: Evaluator, current: Assignment, alternatives: int) -> list[tuple[str, int]]:
+    """The most promising switches of each decision, by first-order effect, best first."""
     effects = evaluator.first_order(current, "refine")
     ranked: list[tuple[float, str, int]] = []
     for name, effect in effects.items():
         order = [index for index in effect.argsort().tolist() if index != current[name]]
         ranked += [(float(effect[index]), name, index) for index in order[:alternatives]]
     return [(name, index) for _, name, index in sorted(ranked)]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -2,91 +2,125 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from dqss import cli
 from dqss.apply import apply_strategy
-from dqss.bundle import load
+from dqss.bundle import Bundle, load
 from dqss.calls import call_model
-from dqss.cli import CONFIG_FILE
-from dqss.errors import DataError, StrategyError
-from dqss.io import write_json_atomic
-from dqss.losses import default_distance
+from dqss.errors import DataError
+from dqss.io import ensure_folder, write_json_atomic
+from dqss.lit.summary import print_rows
+from dqss.losses import Distance, default_distance
 from dqss.metrics import task_metric
 from dqss.models import LoadedModel
+from dqss.prepare import prepare
+from dqss.signature import example_inputs
+
+OPTIONS = {"strategy": str, "threads": int | None, "force": bool, "run_dir": str}
+OPEN_GROUPS = ("data", "model")
+ROWS = ("float", "searched")
 
 
-@hydra.main(version_base="1.3", config_path="pkg://dqss.conf", config_name="evaluate")
+@cli.command("evaluate")
 def main(config: DictConfig) -> None:
     """Rebuild the network from its strategy and measure it; needs no calibration data."""
+    cli.check_options(config, OPTIONS)
     folder = Path(config.strategy)
-    stored = _stored(folder)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    folder = folder.parent if folder.is_file() else folder
     bundle = load(folder)
-    loaded: LoadedModel = cli.make(_merged(stored.model, config.model))
-    data = cli.make(_merged(stored.data, config.data))
+    stored = cli.stored_config(folder, "strategy", ["model", "data", "method", "threads"])
+    threads = config.threads or stored.threads
+    if threads:
+        torch.set_num_threads(threads)
+    loaded: LoadedModel = cli.make(_merged(stored.model, config.model), "model")
+    data = cli.make(_merged(stored.data, config.data), "data")
     data.configure(loaded.input, loaded.num_classes)
     loader = data.val_dataloader()
     if loader is None:
         raise DataError("there is no validation data; give data.validation_dir=FOLDER")
     quantized = apply_strategy(loaded.module, bundle, force=config.force)
     name, metric = task_metric(data.task, loaded.num_classes)
-    rows = compare(loaded.module, quantized, loader, metric, name)
-    for row, values in rows.items():
-        cells = "  ".join(f"{key} {value:.4f}" for key, value in values.items())
-        Console(highlight=False).print(f"{row:<10}{cells}", soft_wrap=True)
-    write_json_atomic(Path(config.run_dir) / "metrics.json", rows)
+    rows = measure(_float(loaded.module, bundle), quantized, loader, _distance(stored.method), metric, name)
+    print_rows(Console(), rows, ROWS, "validation")
+    write_json_atomic(ensure_folder(config.run_dir) / "metrics.json", rows)
 
 
 @torch.no_grad()
-def compare(
-    original: nn.Module, quantized: nn.Module, loader: Any, metric: Any, metric_name: str
-) -> dict[str, dict[str, float]]:
-    """Task metric of both networks, and the distance between them, over ``loader``."""
-    metrics = {"float": metric(), "quantized": metric()} if metric else {}
-    total, count, labelled, distance = 0.0, 0, False, None
+def measure(
+    reference: nn.Module,
+    quantized: nn.Module,
+    loader: Iterable[tuple[Any, Tensor | None]],
+    distance: Distance | None,
+    metric: Any,
+    metric_name: str,
+) -> dict[str, Any]:
+    """Both networks over ``loader``: the rows of a search's ``metrics.json``, to the same bits.
+
+    Args:
+        reference: the prepared float network.
+        quantized: what is measured.
+        loader: ``(inputs, targets)``; targets may be None.
+        distance: to the reference; None for the default one of its outputs.
+        metric: makes a task metric, or None.
+        metric_name: what it is called.
+    """
+    models = dict(zip(ROWS, (reference, quantized), strict=True))
+    totals, meters = dict.fromkeys(ROWS, 0.0), {row: metric() for row in ROWS} if metric else {}
+    count, labelled = 0, False
     for inputs, targets in loader:
-        outputs = {"float": call_model(original, inputs), "quantized": call_model(quantized, inputs)}
+        outputs = {row: call_model(model, inputs) for row, model in models.items()}
         distance = distance or default_distance(outputs["float"])
-        total += float(distance.per_sample(outputs["quantized"], outputs["float"]).double().sum())
-        count += len(outputs["float"])
-        if targets is not None:
-            labelled = True
-            for row, meter in metrics.items():
-                meter.update(outputs[row], targets)
-    assert distance is not None
-    rows: dict[str, dict[str, float]] = {"float": {}, "quantized": {distance.name: total / count}}
-    for row, meter in metrics.items():
+        wanted = distance.read(outputs["float"]).float()
+        for row, output in outputs.items():
+            read = distance.read(output).float()
+            totals[row] += float(distance.per_sample(read, wanted).double().sum())
+            if targets is not None and meters:
+                meters[row].update(read, targets)
+                labelled = True
+        count += len(wanted)
+    if distance is None:
+        raise DataError("there is no validation data")
+    measured: dict[str, Any] = {}
+    for row in ROWS:
+        values: dict[str, float] = {"distance": totals[row] / count, "count": count}
         if labelled:
-            rows[row][metric_name] = float(meter.compute())
-        rows[row]["count"] = count
-    return rows
+            values[metric_name] = float(meters[row].compute())
+        measured[row] = {"name": row, "validation": values}
+    return {**measured, "distance": distance.name}
 
 
-def _stored(folder: Path) -> DictConfig:
-    file = folder / CONFIG_FILE
-    if not file.is_file():
-        raise StrategyError(
-            f"strategy={folder}: no {CONFIG_FILE} there; give the folder of a finished search"
-        )
-    stored = OmegaConf.load(file)
-    assert isinstance(stored, DictConfig)
-    return stored
+def _float(model: nn.Module, bundle: Bundle) -> nn.Module:
+    """The prepared network, which the search's distances were taken to."""
+    signature = cast("dict[str, Any]", bundle.strategy.model.input.get("signature", {}))
+    return prepare(model, example_inputs(signature), recipe=bundle.strategy.model.prepare).model
+
+
+def _distance(method: DictConfig) -> Distance | None:
+    cli.spell_out_loss(method, "distance")
+    return None if method.distance is None else cli.make(method.distance, "method.distance")
 
 
 def _merged(stored: DictConfig, changes: DictConfig) -> DictConfig:
-    merged = OmegaConf.merge(stored, changes)
+    """The stored group with single options changed, or another group in its place."""
+    merged = changes if "_target_" in changes else OmegaConf.merge(stored, changes)
     assert isinstance(merged, DictConfig)
     return merged
 
 
+def open_groups(arguments: list[str]) -> list[str]:
+    """``data.x=1`` changes the search's own data group, although nothing is in it yet: ``++data.x=1``."""
+    chosen = [found.key_or_group.partition(".")[0] for found in cli.overrides(arguments)]
+    prefixes = tuple(f"{name}." for name in OPEN_GROUPS if name in chosen)
+    return [f"++{word}" if word.startswith(prefixes) else word for word in arguments]
+
+
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, open_groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from dqss.space import LayerInfo
@@ -33,12 +34,10 @@ def describe(name: str, layer: nn.Module) -> LayerInfo | None:
     return None
 
 
-def input_channels(layer: nn.Module) -> int:
-    """Size of the layer's input along its channel axis."""
-    if isinstance(layer, nn.Linear):
-        return layer.in_features
-    channels: int = layer.in_channels  # type: ignore[assignment]
-    return channels
+def input_shape(layer: nn.Module, info: LayerInfo) -> torch.Size:
+    """A shape of the layer's input, right from its channel axis on: the other axes are 1."""
+    channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    return torch.Size([channels] + [1] * (-info.input_axis - 1))  # type: ignore[list-item]
 
 
 def searchable_layers(model: nn.Module) -> dict[str, tuple[nn.Module, LayerInfo]]:

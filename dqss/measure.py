@@ -93,20 +93,27 @@ class Evaluator:
 
     def measure(self, assignment: Assignment, part: str, count: int | None = None) -> float:
         """Mean distance of the discrete network on (the first ``count`` images of) a part."""
+        each = self.measure_each(assignment, part, count)
+        return sum(each) / len(each)
+
+    def measure_each(self, assignment: Assignment, part: str, count: int | None = None) -> list[float]:
+        """Distance of the discrete network on each of (the first ``count``) images of a part."""
         self.check()
         indices = self.parts[part][:count]
         key = _key("discrete", assignment, part, len(indices))
         known = self.journal.get(key)
         if known is None:
-            known = {"distance": self._mean(lambda: self.supernet.assign(assignment), indices)}
-            self.journal.put(key, {**known, "images": len(indices)})
+            known = {"each": self._each(lambda: self.supernet.assign(assignment), indices)}
+            self.journal.put(key, known)
         self.meter.forward(len(indices))
-        return float(known["distance"])
+        each: list[float] = known["each"]
+        return each
 
     def measure_soft(self, part: str) -> float:
         """Mean distance of the relaxed network, as it stands, on a part."""
         self.meter.forward(len(self.parts[part]))
-        return self._mean(lambda: self.supernet.mode("relaxed"), self.parts[part])
+        each = self._each(lambda: self.supernet.mode("relaxed"), self.parts[part])
+        return sum(each) / len(each)
 
     def first_order(self, assignment: Assignment, part: str, count: int | None = None) -> dict[str, Tensor]:
         """First-order effect of switching each decision to each option, ``[K]`` a decision.
@@ -116,6 +123,8 @@ class Evaluator:
         """
         indices = self.parts[part][:count]
         decisions = self.supernet.decisions
+        for decision in decisions.values():
+            decision.logits.grad = None  # what the last step of a search left there
         with self.supernet.pinned(assignment):
             for batch in batches(indices, self.batch_size):
                 reference = self.reference(batch)
@@ -129,14 +138,14 @@ class Evaluator:
         return call_model(self.supernet, to_device(self.samples.batch(indices), self.device))
 
     @torch.no_grad()
-    def _mean(self, context: Context, indices: Sequence[int]) -> float:
-        total = 0.0
+    def _each(self, context: Context, indices: Sequence[int]) -> list[float]:
+        found: list[float] = []
         for batch in batches(indices, self.batch_size):
             reference = self.reference(batch)
             with context():
                 output = self.distance.read(self._run(batch)).float()
-            total += float(self.distance.per_sample(output, reference).double().sum())
-        return total / len(indices)
+            found += self.distance.per_sample(output, reference).double().tolist()
+        return found
 
 
 @torch.no_grad()
@@ -181,6 +190,12 @@ def measure_stream(
 def batches(indices: Sequence[int], size: int) -> Iterable[Sequence[int]]:
     """``indices`` in runs of ``size``; the last may be shorter."""
     return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def home(model: torch.nn.Module) -> torch.device:
+    """Where a model's tensors are; the CPU for one that has none."""
+    tensor = next((t for kind in (model.parameters(), model.buffers()) for t in kind), None)
+    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def to_device(inputs: Any, device: torch.device) -> Any:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from dqss import quantizers
 from dqss.decision import Decision
 from dqss.functional import channel_count, channel_view
-from dqss.mixing import Codes, mix_codes, mix_fake_quantize
+from dqss.mixing import CodeStack, mix_codes, mix_fake_quantize
 from dqss.observers import Statistics
 from dqss.observers.histogram import HistogramAccumulator
+from dqss.precision import keeping_dtype
 from dqss.spec import Candidate, Granularity
 
 
@@ -110,24 +111,31 @@ class MixedWeight(MixedQuantizer):
 
     def __init__(self, candidates: Sequence[Candidate], decision: Decision, shape: torch.Size) -> None:
         super().__init__(candidates, decision, shape)
-        self._codes: list[Codes] = []
+        self._stack: CodeStack | None = None
 
     @torch.no_grad()
     def freeze(self, weight: Tensor) -> None:
         """Calibrate on ``weight`` itself and keep its codes."""
         views = {g: channel_view(weight, g) for g in self.granularities}
         self.calibrate({granularity: Statistics.of(rows) for granularity, rows in views.items()})
-        self._codes = [self[k].codes(weight) for k in range(len(self.candidates))]
+        self._stack = CodeStack.of([self[k].codes(weight) for k in range(len(self.candidates))])
+
+    @property
+    def stack(self) -> CodeStack:
+        """The codes of all candidates, once frozen."""
+        if self._stack is None:
+            raise RuntimeError(f"{self.decision.name} is not calibrated yet")
+        return self._stack
 
     @property
     def bytes(self) -> int:
         """Memory that the integer codes of all candidates take."""
-        return sum(c.integers.numel() * c.integers.element_size() for c in self._codes)
+        return self.stack.steps.numel() * self.stack.steps.element_size()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MixedWeight:
         """Take the codes along when the module moves to another device."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._codes = [Codes(fn(c.integers), fn(c.scale), fn(c.zero_point)) for c in self._codes]
+        self._stack = None if self._stack is None else self._stack.to(keeping_dtype(fn))
         return self
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -136,5 +144,5 @@ class MixedWeight(MixedQuantizer):
         if self.mode is Mode.FLOAT or self.mode is Mode.OBSERVE:
             return weight
         if self.mode is Mode.DISCRETE:
-            return self._codes[self.decision.choice].dequantize().to(weight.dtype)
-        return mix_codes(self.decision.weights(), self._codes).to(weight.dtype)
+            return self.stack.choose(self.decision.choice).to(weight.dtype)
+        return mix_codes(self.decision.weights(), self.stack).to(weight.dtype)

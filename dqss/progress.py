@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,9 @@ class Reporter:
     def say(self, text: str) -> None:
         """A line for the user."""
 
+    def restore_terminal(self) -> None:
+        """Leave the terminal as it was before any bars."""
+
     def check(self) -> None:
         """Raise :class:`Interrupted` if a stop was asked for."""
         if self.stop_signal is not None:
@@ -78,7 +82,9 @@ class Reporter:
 
         def ask(number: int, frame: FrameType | None) -> None:
             if self.stop_signal is not None:
-                raise KeyboardInterrupt
+                # An exception could be caught on its way; what is on the disk is whole at any time.
+                self.restore_terminal()
+                os._exit(128 + number)
             self.stop_signal = number
             self.say("stopping at the next safe point (once more: at once) ...")
 
@@ -118,3 +124,7 @@ class ConsoleReporter(Reporter):
     def say(self, text: str) -> None:
         """See :meth:`Reporter.say`."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def restore_terminal(self) -> None:
+        """See :meth:`Reporter.restore_terminal`."""
+        self.console.show_cursor(True)

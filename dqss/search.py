@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from dqss import cli
 from dqss.cli import CONFIG_FILE
-from dqss.errors import OutputError, UserError, near_match
+from dqss.errors import OutputError, UserError
 from dqss.io import ensure_folder, write_text_atomic
 from dqss.lit.contenders import Validation
 from dqss.lit.search import SearchResult, search_ptq
@@ -23,15 +26,12 @@ from dqss.models import LoadedModel
 from dqss.progress import ConsoleReporter, Interrupted
 from dqss.strategy import STRATEGY_FILE, ModelInfo
 
-LOSSES = {
-    "kl": "dqss.losses.KLDivergence",
-    "mse": "dqss.losses.MeanSquaredError",
-    "l1": "dqss.losses.MeanAbsoluteError",
-    "task": "dqss.losses.TaskLoss",
-}
+OPTIONS = {"seed": int, "threads": int | None, "dry_run": bool, "run_dir": str}
+FREE = ("hydra", "logger", "method.max_minutes", "resume")
+"""What the command line may say anew when a search is resumed: it does not change the result."""
 
 
-@hydra.main(version_base="1.3", config_path="pkg://dqss.conf", config_name="search")
+@cli.command("search")
 def main(config: DictConfig) -> float | None:
     """Compose, search, print; returns the searched distance on the selection part, for sweeps."""
     config, folder = _resumed(config) if config.resume else _fresh(config)
@@ -40,18 +40,19 @@ def main(config: DictConfig) -> float | None:
         try:
             return search(config, folder, reporter)
         except Interrupted:
-            reporter.say(f"to go on: python -m dqss.search resume={folder}")
+            if not config.dry_run:
+                word = shlex.quote(cli.assignment("resume", folder))
+                reporter.say(f"to go on: python -m dqss.search {word}")
             raise
 
 
 def search(config: DictConfig, folder: Path, reporter: ConsoleReporter) -> float | None:
     """Run the search that ``config`` describes in ``folder``."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    loaded: LoadedModel = cli.make(config.model)
-    data = cli.make(config.data)
+    torch.set_num_threads(config.threads)
+    loaded: LoadedModel = cli.make(config.model, "model")
+    data = cli.make(config.data, "data")
     data.configure(loaded.input, loaded.num_classes)
-    space = cli.make(config.search_space)
+    space = cli.make(config.search_space, "search_space")
     settings = _settings(config.method)
     samples = data.calibration()
     reporter.say(f"{loaded.source} {loaded.name}; {data.summary()}")
@@ -60,56 +61,134 @@ def search(config: DictConfig, folder: Path, reporter: ConsoleReporter) -> float
         return None
     loader = data.val_dataloader()
     name, metric = task_metric(data.task, loaded.num_classes)
-    result = search_ptq(
-        loaded.module,
-        samples,
-        space,
-        settings,
-        validation=Validation(loader if loader is not None else (), metric, name),
-        run_dir=folder,
-        seed=config.seed,
-        info=_model_info(loaded, config),
-        reporter=reporter,
-        trainer=OmegaConf.to_container(config.trainer, resolve=True),  # type: ignore[arg-type]
-        logger=cli.make(config.logger) if config.logger else False,
-    )
+    with _logger(config) as logger:
+        result = search_ptq(
+            loaded.module,
+            samples,
+            space,
+            settings,
+            validation=Validation(loader if loader is not None else (), metric, name),
+            run_dir=folder,
+            seed=config.seed,
+            info=_model_info(loaded, config),
+            reporter=reporter,
+            trainer=OmegaConf.to_container(config.trainer, resolve=True),  # type: ignore[arg-type]
+            logger=logger,
+        )
     print_result(Console(), result, folder)
     return _objective(result)
 
 
 def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
-    folder = ensure_folder(config.run_dir)
+    folder = ensure_folder(config.run_dir).absolute()
+    _refuse_occupied(folder)
+    config.run_dir = str(folder)
     OmegaConf.resolve(config)
+    cli.check_options(config, OPTIONS)
+    if not 0 <= config.seed < 2**32 or (config.threads is not None and config.threads < 1):
+        raise UserError(
+            f"seed={config.seed} threads={config.threads}: expected 0 or more, and 1 or more or null"
+        )
+    # A resumed run and an evaluation need the same, or bits differ.
+    config.threads = config.threads or torch.get_num_threads()
+    for group in (config.model, config.data):
+        cli.anchor(group)
     if not config.dry_run:
         write_text_atomic(folder / CONFIG_FILE, OmegaConf.to_yaml(config))
     return config, folder
 
 
+def _refuse_occupied(folder: Path) -> None:
+    if (folder / STRATEGY_FILE).exists():
+        raise OutputError(f"{folder} holds a finished search: choose another output folder")
+    if (folder / CONFIG_FILE).exists():
+        word = shlex.quote(cli.assignment("resume", folder))
+        raise OutputError(f"{folder} holds an interrupted search: go on with {word}, or choose another")
+
+
 def _resumed(config: DictConfig) -> tuple[DictConfig, Path]:
-    folder = Path(config.resume)
-    file = folder / CONFIG_FILE
-    if not file.is_file():
-        raise UserError(f"resume={folder}: no {CONFIG_FILE} there; give the folder of an interrupted run")
+    """The interrupted run's configuration, with what may be said anew."""
+    folder = Path(config.resume).absolute()
+    stored = cli.stored_config(folder, "resume", [*OPTIONS, "model", "data", "search_space", "method"])
+    said = [found.key_or_group for found in cli.overrides(HydraConfig.get().overrides.task)]
+    if any(key == "logger" or key.startswith("logger.") for key in said):
+        stored.logger = config.logger
+    if "method.max_minutes" in said:
+        stored.method.max_minutes = config.method.max_minutes
+    # The folder may have moved since.
+    moved, stored.run_dir = stored.run_dir, str(folder)
+    if stored.logger and stored.logger.get("save_dir") in (moved, config.run_dir):
+        stored.logger.save_dir = str(folder)
+    for left_over in (*folder.glob(".dqss-*.tmp"), *folder.glob("checkpoints/.dqss-*.tmp")):
+        left_over.unlink(missing_ok=True)
+    return stored, folder
+
+
+def place_run(arguments: list[str]) -> list[str]:
+    """Refuse a bad ``resume=`` or run folder before Hydra writes to it; Hydra's files go there too."""
+    resume = cli.value_of(arguments, "resume")
+    if resume is None:
+        place = cli.value_of(arguments, "run_dir") or cli.value_of(arguments, "hydra.run.dir")
+        if place is not None and not cli.is_multirun(arguments):
+            _refuse_occupied(Path(place))
+        return arguments
+    folder = Path(resume)
+    if cli.is_multirun(arguments):
+        raise UserError("resume= goes on with one search: leave out --multirun")
+    cli.stored_config(folder, "resume", ["method"])
     if (folder / STRATEGY_FILE).exists():
         raise UserError(f"resume={folder}: this search is finished, its strategy is in {STRATEGY_FILE}")
-    stored = OmegaConf.load(file)
-    if not isinstance(stored, DictConfig):
-        raise OutputError(f"{file}: damaged; start the search again")
-    return stored, folder
+    _refuse_other_search(arguments, folder)
+    # The folder keeps the record of the command that began the search.
+    kept = [word for word in arguments if not word.startswith("run_dir=")]
+    return [*kept, cli.assignment("hydra.run.dir", folder), "hydra.output_subdir=null"]
+
+
+def _refuse_other_search(arguments: list[str], folder: Path) -> None:
+    """What the interrupted command said may be said again, and what does not matter; nothing else."""
+    record = folder / ".hydra" / "overrides.yaml"
+    before = set(OmegaConf.load(record)) if record.is_file() else set()
+    for found in cli.overrides(arguments):
+        key, word = found.key_or_group, str(found.input_line)
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE)
+        same_place = key == "run_dir" and Path(str(found.value())).absolute() == folder.absolute()
+        if not (free or same_place or word in before):
+            raise UserError(
+                f"resume={folder} goes on with that search as it was begun: leave out {word!r}, "
+                "or start a new search without resume"
+            )
+
+
+@contextmanager
+def _logger(config: DictConfig) -> Iterator[Any]:
+    """The logger of the configuration, opened at once, and closed whatever happens."""
+    if not config.logger:
+        yield False
+        return
+    logger = cli.make(config.logger, "logger")
+    try:
+        experiment = logger.experiment
+    except Exception as error:
+        raise UserError(f"logger: {' '.join(str(error).split())}; logger=csv needs nothing") from error
+    try:
+        yield logger
+    finally:
+        # Weights & Biases would go on with the same run in the next job of a sweep.
+        finish = getattr(experiment, "finish", None)
+        if finish is not None:
+            finish()
 
 
 def _settings(method: DictConfig) -> PTQSettings:
     """The method group; ``loss`` and ``distance`` may be short names."""
     method = method.copy()
     for key in ("loss", "distance"):
-        value = method.get(key)
-        if isinstance(value, str):
-            if value not in LOSSES:
-                raise UserError(
-                    f"method.{key}={value}{near_match(value, LOSSES)}: expected one of {', '.join(LOSSES)}"
-                )
-            method[key] = {"_target_": LOSSES[value]}
-    settings: PTQSettings = cli.make(method)
+        cli.spell_out_loss(method, key)
+    if isinstance(method.get("schedule"), str):
+        raise UserError(
+            f"method.schedule={method.schedule}: choose it as schedule@method.schedule={method.schedule}"
+        )
+    settings: PTQSettings = cli.make(method, "method")
     return settings
 
 
@@ -128,4 +207,4 @@ def _objective(result: SearchResult) -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, place_run)

@@ -108,6 +108,7 @@ def _with_axis(candidates: Iterable[Candidate], axis: int) -> tuple[Candidate, .
         return dataclasses.replace(candidate, spec=spec)
 
     placed = tuple(place(candidate) for candidate in candidates)
-    if len(set(placed)) != len(placed):
-        raise SearchSpaceError("a search space lists the same candidate twice: " + placed[0].label)
+    twin = next((candidate for candidate in placed if placed.count(candidate) > 1), None)
+    if twin is not None:
+        raise SearchSpaceError(f"a search space lists the same candidate twice: {twin.label}")
     return placed

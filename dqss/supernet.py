@@ -11,11 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from dqss.attach import attach_input, attach_weight, detach_input, detach_weight, original_weight
+from dqss.attach import (
+    attach_input,
+    attach_weight,
+    detach_input,
+    detach_weight,
+    forbid_nested,
+    original_weight,
+)
 from dqss.calls import call_model
 from dqss.decision import Decision, OneHot, Relaxation
 from dqss.errors import NonFiniteError, SearchSpaceError
-from dqss.layers import input_channels, searchable_layers
+from dqss.layers import input_shape, searchable_layers
 from dqss.mixed import MixedActivation, MixedQuantizer, MixedWeight, Mode
 from dqss.space import LayerCandidates, LayerInfo, SearchSpace
 
@@ -64,6 +71,7 @@ class Supernet(nn.Module):
     def __init__(self, model: nn.Module, space: SearchSpace) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        forbid_nested(model)
         self.space = space
         self.layers: dict[str, SearchableLayer] = {}
         self.coverage = Coverage()
@@ -97,8 +105,7 @@ class Supernet(nn.Module):
             attach_weight(module, weight)
         if candidates.activation:
             decision = Decision(f"{info.name}.activation", candidates.activation)
-            shape = torch.Size([input_channels(module)] + [1] * (-info.input_axis - 1))
-            activation = MixedActivation(candidates.activation, decision, shape)
+            activation = MixedActivation(candidates.activation, decision, input_shape(module, info))
             attach_input(module, activation)
         return SearchableLayer(info, module, weight, activation)
 
@@ -174,9 +181,9 @@ class Supernet(nn.Module):
         """Discrete mode with ``assignment`` in place of the logits' own choice."""
         decisions = self.decisions
         before = {name: decision.assigned for name, decision in decisions.items()}
-        for name, index in assignment.items():
-            decisions[name].assigned = index
         try:
+            for name, index in assignment.items():
+                decisions[name].assigned = index
             with self.mode(Mode.DISCRETE):
                 yield
         finally:
@@ -191,9 +198,9 @@ class Supernet(nn.Module):
         """
         decisions = self.decisions
         before = {name: decision.relaxation for name, decision in decisions.items()}
-        for name, decision in decisions.items():
-            decision.relaxation = OneHot(assignment[name])
         try:
+            for name, decision in decisions.items():
+                decision.relaxation = OneHot(assignment[name])
             with self.mode(Mode.RELAXED):
                 yield
         finally:
@@ -235,17 +242,15 @@ class Supernet(nn.Module):
         for name, layer in list(self.layers.items()):
             weight_read = layer.weight is not None and layer.weight.calls > 0
             if layer.activation is not None and not layer.activation.observed:
-                called = layer.activation.calls > 0
                 detach_input(layer.module)
                 layer.activation = None
                 if weight_read:
                     self.coverage.weight_only.append(name)
-                elif not called:
-                    self.coverage.unused.append(name)
             if layer.weight is not None and not weight_read:
                 detach_weight(layer.module)
                 layer.weight = None
             if layer.weight is None and layer.activation is None:
+                self.coverage.unused.append(name)
                 del self.layers[name]
         if not self.layers:
             raise SearchSpaceError("none of the layers under search is used by the calibration inputs")

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
 
-import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from safetensors.torch import save
 from torch import nn
 
+from dqss import cli
 from dqss.data.in_memory import InMemoryData
-from dqss.errors import DataError, UserError
+from dqss.errors import DataError
 from dqss.io import ensure_folder, write_bytes_atomic
 from dqss.lit.train import train_classifier
 
 
-@hydra.main(version_base="1.3", config_path="pkg://dqss.conf", config_name="train")
+@cli.command("train")
 def main(config: DictConfig) -> float:
     """Train as the configuration says; returns the validation accuracy in 0..1."""
-    try:
-        output = Path(config.output or Path(HydraConfig.get().runtime.output_dir) / "weights.safetensors")
-        accuracy = train(config, output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    output = Path(config.output or Path(HydraConfig.get().runtime.output_dir) / "weights.safetensors")
+    accuracy = train(config, output)
     print(f"validation accuracy {100 * accuracy:.2f} %, weights in {output}")
     return accuracy
 
@@ -44,7 +36,7 @@ def train(config: DictConfig, output: Path) -> float:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    loaded, data = _build(config.model), _build(config.data)
+    loaded, data = cli.make(config.model, "model"), cli.make(config.data, "data")
     if not isinstance(data, InMemoryData):
         raise DataError(f"data={type(data).__name__.lower()} has no training part: use digits or cifar10")
     data.configure(loaded.input, loaded.num_classes)
@@ -55,16 +47,6 @@ def train(config: DictConfig, output: Path) -> float:
     return accuracy
 
 
-def _build(config: DictConfig) -> Any:
-    """Instantiate a group; Hydra wraps what its target raises, the user's errors come out again."""
-    try:
-        return instantiate(config)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
-
-
 def _weights(module: nn.Module) -> bytes:
     """The floating-point state as a safetensors file."""
     state = {key: value for key, value in module.state_dict().items() if value.is_floating_point()}
@@ -72,4 +54,4 @@ def _weights(module: nn.Module) -> bytes:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

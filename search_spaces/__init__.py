@@ -4,6 +4,7 @@ Installed as ``dqss.search_spaces``. A new one is a function here (or in your ow
 file in ``conf/search_space``.
 """
 
+from dqss.search_spaces.studies import eight
 from dqss.search_spaces.uniform import uniform
 
-__all__ = ["uniform"]
+__all__ = ["eight", "uniform"]

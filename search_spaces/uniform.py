@@ -9,18 +9,34 @@ from dqss.errors import SearchSpaceError
 from dqss.space import Rule, SearchSpace
 from dqss.spec import MAX_BITS, MIN_BITS, Candidate, Granularity, PerChannel, PerTensor, QuantSpec
 
-Algorithms = Sequence[str | dict[str, Any]]
+Algorithms = Sequence[str | dict[str, Any] | tuple[str, dict[str, float]]]
 
-STANDARD: tuple[tuple[str, dict[str, float]], ...] = (
+Choices = tuple[tuple[str, dict[str, float]], ...]
+
+STANDARD_WEIGHTS: Choices = (
     ("minmax", {}),
-    ("percentile", {"p": 99.9}),
-    ("percentile", {"p": 99.99}),
+    ("percentile", {"p": 99.0}),
+    ("percentile", {"p": 97.0}),
+    ("percentile", {"p": 95.0}),
     ("mse", {}),
-    ("lp", {"p": 1.0}),
-    ("lp", {"p": 4.0}),
+    ("lp", {"p": 3.0}),
     ("aciq_gaussian", {}),
     ("aciq_laplace", {}),
 )
+"""Eight ways to clip a weight. A channel often has some hundred values: percentiles nearer to 100
+would be min-max again."""
+
+STANDARD_ACTIVATIONS: Choices = (
+    ("minmax", {}),
+    ("percentile", {"p": 99.9}),
+    ("percentile", {"p": 99.5}),
+    ("percentile", {"p": 99.0}),
+    ("mse", {}),
+    ("lp", {"p": 3.0}),
+    ("aciq_gaussian", {}),
+    ("aciq_laplace", {}),
+)
+"""Eight ways to clip an activation."""
 
 
 def uniform(
@@ -42,7 +58,7 @@ def uniform(
     Args:
         weight_bits, activation_bits: one bit-width or several.
         weight_algorithms, activation_algorithms: names, or ``{"name": ..., **parameters}``;
-            the eight of :data:`STANDARD` by default.
+            :data:`STANDARD_WEIGHTS` and :data:`STANDARD_ACTIVATIONS` by default.
         weight_granularity, activation_granularity: ``"tensor"`` or ``"channel"``.
         weight_symmetric, activation_symmetric: signed grid around zero, or affine.
         skip: shell patterns of layer names that stay in float.
@@ -53,9 +69,14 @@ def uniform(
     Raises:
         SearchSpaceError: for bits out of range or an unknown granularity.
     """
-    weight = _candidates(weight_algorithms, weight_bits, weight_granularity, weight_symmetric)
+    weight = _candidates(
+        weight_algorithms or STANDARD_WEIGHTS, weight_bits, weight_granularity, weight_symmetric
+    )
     activation = _candidates(
-        activation_algorithms, activation_bits, activation_granularity, activation_symmetric
+        activation_algorithms or STANDARD_ACTIVATIONS,
+        activation_bits,
+        activation_granularity,
+        activation_symmetric,
     )
     rules = []
     if force:
@@ -68,7 +89,7 @@ def uniform(
 
 
 def _candidates(
-    algorithms: Algorithms | None, bits: int | Sequence[int], granularity: str, symmetric: bool
+    algorithms: Algorithms, bits: int | Sequence[int], granularity: str, symmetric: bool
 ) -> tuple[Candidate, ...]:
     widths = [bits] if isinstance(bits, int) else list(bits)
     for width in widths:
@@ -89,14 +110,15 @@ def _granularity(word: str) -> Granularity:
     return known[word]
 
 
-def _algorithms(algorithms: Algorithms | None) -> list[tuple[str, dict[str, float]]]:
-    if algorithms is None:
-        return list(STANDARD)
+def _algorithms(algorithms: Algorithms) -> list[tuple[str, dict[str, float]]]:
     found: list[tuple[str, dict[str, float]]] = []
     for entry in algorithms:
         if isinstance(entry, str):
             found.append((entry, {}))
+        elif isinstance(entry, tuple):
+            found.append(entry)
+        elif "name" in entry:
+            found.append((entry["name"], {key: value for key, value in entry.items() if key != "name"}))
         else:
-            parameters = {key: value for key, value in entry.items() if key != "name"}
-            found.append((entry["name"], parameters))
+            raise SearchSpaceError(f"algorithm {entry}: expected a name or {{name: ..., parameter: ...}}")
     return found

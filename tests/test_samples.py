@@ -150,7 +150,9 @@ def test_parts_are_disjoint_and_of_the_right_size(
 
 def test_whole_fractions_use_every_sample_and_seeds_differ() -> None:
     parts = split(100, [0.5, 0.25, 0.25], seed=0)
-    assert sorted(sum(parts, [])) == list(range(100)) and [len(part) for part in parts] == [50, 25, 25]
+    assert sorted(index for part in parts for index in part) == list(range(100)) and [
+        len(part) for part in parts
+    ] == [50, 25, 25]
     assert split(100, [0.5, 0.25, 0.25], seed=1) != parts
 
 

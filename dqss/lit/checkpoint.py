@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,9 +12,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from dqss.errors import StrategyError
-from dqss.io import ensure_folder, output_error, write_text_atomic
+from dqss.io import ensure_folder, write_bytes_atomic, write_text_atomic
 from dqss.lit.ptq import HistoryRow, PTQSearch
 from dqss.progress import Interrupted, Reporter, Stage
 
@@ -32,6 +33,24 @@ class Deadline:
     def passed(self, share: float = 1.0) -> bool:
         """Whether ``share`` of the time is used up."""
         return self._seconds is not None and time.monotonic() - self._started >= share * self._seconds
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints are whole or not there, and nothing in them is ever run."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Replace the file at ``path``, or leave the old one whole."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        ensure_folder(Path(path).parent)
+        write_bytes_atomic(path, buffer.getvalue())
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Tensors and plain containers only, whatever the caller asks for."""
+        loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        return loaded
 
 
 class SafeKeeping(Callback):
@@ -57,6 +76,12 @@ class SafeKeeping(Callback):
         self.deadline, self.share = deadline, share
         self.reporter, self.stage = reporter, stage
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A resumed search gives its log the rows from before the interruption."""
+        assert isinstance(pl_module, PTQSearch)
+        for row in pl_module.history:
+            pl_module.log_row(row)
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """After each step."""
         assert isinstance(pl_module, PTQSearch)
@@ -67,7 +92,7 @@ class SafeKeeping(Callback):
             raise
         if trainer.global_step % self.every == 0:
             self._save(trainer, pl_module)
-        if self.deadline.passed(self.share):
+        if self.deadline.passed(self.share) and trainer.global_step < pl_module.batches.steps:
             self.reporter.say(f"time limit: search stops after {trainer.global_step} steps")
             trainer.should_stop = True
 
@@ -76,17 +101,18 @@ class SafeKeeping(Callback):
         assert isinstance(pl_module, PTQSearch)
         self._save(trainer, pl_module)
 
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Lightning has a stop of its own, between two steps, that comes by no other hook."""
+        assert isinstance(pl_module, PTQSearch)
+        if isinstance(exception, SIGTERMException):
+            self._save(trainer, pl_module)
+
     def _save(self, trainer: pl.Trainer, module: PTQSearch) -> None:
         if self.folder is None:
             return
-        target = self.folder / LAST
-        ensure_folder(target.parent)
-        temporary = target.with_suffix(".tmp")
-        try:
-            trainer.save_checkpoint(temporary, weights_only=False)
-            os.replace(temporary, target)
-        except OSError as error:
-            raise output_error(target, error) from error
+        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
         write_history(self.folder, module.history)
 
 
@@ -103,20 +129,20 @@ def write_history(folder: Path, history: list[HistoryRow]) -> None:
 def restore(module: PTQSearch, path: Path | None) -> None:
     """Put the state of a finished search back into ``module``."""
     if path is not None:
-        module.on_load_checkpoint(torch.load(path, weights_only=True, map_location="cpu"))
+        module.on_load_checkpoint(AtomicCheckpoints().load_checkpoint(path))
 
 
 def resumable_step(folder: Path | None, decisions: Iterable[str]) -> tuple[Path | None, int]:
     """The checkpoint to go on from and its step; ``(None, 0)`` where there is none.
 
     Raises:
-        StrategyError: if the checkpoint is of another search.
+        StrategyError: if the checkpoint is damaged or of another search.
     """
     path = None if folder is None else folder / LAST
     if path is None or not path.exists():
         return None, 0
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        checkpoint = AtomicCheckpoints().load_checkpoint(path)
         step, found = int(checkpoint["global_step"]), set(checkpoint["state_dict"])
     except Exception as error:
         raise StrategyError(f"{path}: not a checkpoint of a search; remove it to start again") from error

@@ -113,7 +113,7 @@ class PTQSearch(pl.LightningModule):
             None if targets is None else targets.to(self.device),
         )
         if not torch.isfinite(loss):
-            raise NonFiniteError(f"search loss is {float(loss)} at step {step}; lower method.learning_rate")
+            raise NonFiniteError(f"search loss is {loss.item()} at step {step}; lower method.learning_rate")
         self.evaluator.meter.backward(len(indices))
         entropies = torch.stack([decision.entropy() for decision in self.supernet.decisions.values()])
         entropy = entropies.mean()
@@ -124,8 +124,8 @@ class PTQSearch(pl.LightningModule):
         margins = [decision.margin() for decision in self.supernet.decisions.values()]
         row: HistoryRow = {
             "step": step,
-            "soft_loss": float(loss),
-            "entropy": float(entropy),
+            "soft_loss": loss.item(),
+            "entropy": entropy.item(),
             "margin_mean": sum(margins) / len(margins),
             "margin_min": min(margins),
         }
@@ -135,7 +135,18 @@ class PTQSearch(pl.LightningModule):
             )
         row["seconds"] = time.perf_counter() - started
         self.history.append(row)
-        self.log_dict({f"search/{key}": value for key, value in row.items() if key != "step"})
+        self.log_row(row)
+
+    def log_row(self, row: HistoryRow) -> None:
+        """Hand a row of the history to the loggers."""
+        values = {f"search/{key}": value for key, value in row.items() if key != "step"}
+        for logger in self.loggers:
+            logger.log_metrics(values, step=int(row["step"]))
+
+    def settle(self) -> None:
+        """Relax as the last step does, however the search came to its end."""
+        self.supernet.relax(self.schedule.relaxation(1.0))
+        self.supernet.draw(self.batches.seed, self.batches.steps - 1)
 
     # -- checkpoints: logits, optimizer and history, never the network --------------------------
 

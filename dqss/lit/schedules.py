@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from dqss.decision import Relaxation, Softmax, StraightThroughGumbel
+from dqss.errors import UserError
 
 
 class Schedule(ABC):
@@ -35,6 +37,11 @@ class SoftmaxSchedule(Schedule):
     entropy: float = 0.0
     entropy_delay: float = 0.5
 
+    def __post_init__(self) -> None:
+        _check_temperatures(self.temperature, self.final_temperature)
+        if not 0 <= self.entropy_delay <= 1:
+            raise UserError(f"schedule.entropy_delay={self.entropy_delay}: expected a number in 0..1")
+
     def relaxation(self, progress: float) -> Relaxation:
         """See :meth:`Schedule.relaxation`."""
         return Softmax(_geometric(self.temperature, self.final_temperature, progress))
@@ -57,9 +64,17 @@ class GumbelSchedule(Schedule):
     temperature: float = 1.0
     final_temperature: float = 0.5
 
+    def __post_init__(self) -> None:
+        _check_temperatures(self.temperature, self.final_temperature)
+
     def relaxation(self, progress: float) -> Relaxation:
         """See :meth:`Schedule.relaxation`."""
         return StraightThroughGumbel(_geometric(self.temperature, self.final_temperature, progress))
+
+
+def _check_temperatures(*temperatures: float) -> None:
+    if not all(0 < value < math.inf for value in temperatures):
+        raise UserError(f"schedule: temperatures {list(temperatures)}: expected positive numbers")
 
 
 def _geometric(start: float, end: float, progress: float) -> float:

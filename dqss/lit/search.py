@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch import Tensor, nn
 
 from dqss import __version__
@@ -19,15 +20,24 @@ from dqss.apply import apply_strategy, make_bundle
 from dqss.bundle import Bundle
 from dqss.calls import call_model, first_tensor
 from dqss.discretize import Discretized, discretize
-from dqss.errors import DataError, NonFiniteError
+from dqss.errors import DataError, NonFiniteError, UserError
 from dqss.io import Journal, ensure_folder, write_json_atomic
 from dqss.layers import searchable_layers
-from dqss.lit.checkpoint import Deadline, SafeKeeping, restore, resumable_step, write_history
+from dqss.lit.checkpoint import (
+    AtomicCheckpoints,
+    Deadline,
+    SafeKeeping,
+    restore,
+    resumable_step,
+    write_history,
+)
 from dqss.lit.contenders import Validation, measure_contenders
+from dqss.lit.identity import search_identity
 from dqss.lit.ptq import HistoryRow, PTQSearch, StepBatches
+from dqss.lit.quiet import quiet_lightning
 from dqss.lit.settings import PTQSettings
 from dqss.losses import default_distance
-from dqss.measure import Evaluator, Meter, batches, to_device
+from dqss.measure import Evaluator, Meter, batches, home, to_device
 from dqss.prepare import Prepared, prepare
 from dqss.progress import Reporter
 from dqss.samples import Samples, split
@@ -117,6 +127,8 @@ def search_ptq(
         evaluator.supernet.to(device)
     uniform = uniform_assignments(evaluator.supernet)
     with clock.time("discretize"):
+        # Now, and not with the first measurement: a resumed run may find that in its journal.
+        evaluator.reference(evaluator.parts["select"])
         outcome = discretize(
             evaluator,
             uniform,
@@ -126,7 +138,8 @@ def search_ptq(
         )
     cost = {"steps": len(module.history), "evaluations": evaluator.meter.evaluations}
     with clock.time("report"):
-        measured = measure_contenders(evaluator, outcome, uniform, validation, settings.oracle, reporter)
+        oracle = settings.oracle and not deadline.passed(REFINE_SHARE)
+        measured = measure_contenders(evaluator, outcome, uniform, validation, oracle, reporter)
     metrics = {**measured, **cost, "seconds": clock.seconds}
     bundle = make_bundle(
         evaluator.supernet,
@@ -172,13 +185,16 @@ def build(
     left_out = {
         name for name, (_, layer) in searchable_layers(model).items() if space.candidates(layer) is None
     }
-    first = to_device(samples.batch(known[:size]), device)
-    prepared = prepare(model.to(device), first, skip=lambda name: name in left_out)
+    first = samples.batch(known[:size])
+    prepared = prepare(model, to_device(first, home(model)), skip=lambda name: name in left_out)
+    prepared.model.to(device)
     with torch.no_grad():
-        output = first_tensor(call_model(prepared.model, first))
+        output = first_tensor(call_model(prepared.model, to_device(first, device)))
     distance = settings.distance or default_distance(output)
     supernet = Supernet(prepared.model, space).to(device)
     journal = Journal.open(None if folder is None else folder / "measured.jsonl")
+    if folder is not None:
+        search_identity(prepared, samples, supernet, settings, distance, seed).check(journal)
     evaluator = Evaluator(supernet, samples, parts, distance, size, device, Meter(), journal, reporter.check)
     with reporter.stage("calibrate", len(known)) as stage:
 
@@ -218,11 +234,34 @@ def _fit(
     with reporter.stage("search", settings.steps) as stage:
         stage.advance(start)
         keeping = SafeKeeping(folder, settings.checkpoint_every, deadline, SEARCH_SHARE, reporter, stage)
-        options: dict[str, Any] = {"accelerator": "auto", "devices": 1, **trainer}
-        runner = pl.Trainer(
-            max_steps=settings.steps,
+        with quiet_lightning():
+            runner = _runner(settings.steps, keeping, logger, trainer)
+            try:
+                if start < settings.steps:
+                    runner.fit(module, ckpt_path=checkpoint)
+                else:
+                    restore(module, checkpoint)
+            except SIGTERMException:
+                # Lightning saw the signal before the reporter was asked; the answer is the same.
+                reporter.check()
+                raise
+    module.settle()
+    return module
+
+
+def _runner(
+    steps: int, keeping: SafeKeeping, logger: Logger | bool, trainer: Mapping[str, Any]
+) -> pl.Trainer:
+    if trainer.get("devices", 1) not in (1, "1", [0]) or trainer.get("num_nodes", 1) != 1:
+        raise UserError("trainer: a PTQ search runs on one device; leave out trainer.devices and num_nodes")
+    accelerator = "gpu" if _device(trainer).type == "cuda" else "cpu"
+    options: dict[str, Any] = {"devices": 1, **trainer, "accelerator": accelerator}
+    try:
+        return pl.Trainer(
+            max_steps=steps,
             max_epochs=-1,
             callbacks=[keeping],
+            plugins=[AtomicCheckpoints()],
             logger=logger,
             log_every_n_steps=1,
             enable_progress_bar=False,
@@ -230,11 +269,8 @@ def _fit(
             enable_checkpointing=False,
             **options,
         )
-        if start < settings.steps:
-            runner.fit(module, ckpt_path=checkpoint)
-        else:
-            restore(module, checkpoint)
-    return module
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 class _Clock:

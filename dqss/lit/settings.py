@@ -9,6 +9,8 @@ from dqss.errors import UserError
 from dqss.lit.schedules import GumbelSchedule, Schedule
 from dqss.losses import Distance, SearchLoss
 
+_POSITIVE = ("steps", "batch_size", "learning_rate", "finalists", "checkpoint_every", "discrete_images")
+
 
 @dataclass(frozen=True)
 class PTQSettings:
@@ -45,8 +47,14 @@ class PTQSettings:
     discrete_images: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "finalists", "checkpoint_every"):
+        for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise UserError(f"method.{name}={getattr(self, name)!r}: expected a positive number")
+        if len(self.parts) != 3 or min(self.parts) <= 0 or sum(self.parts) > 1 + 1e-9:
+            raise UserError(
+                f"method.parts={list(self.parts)}: expected three positive shares of at most 1 in total"
+            )
+        if self.discrete_every < 0:
+            raise UserError(f"method.discrete_every={self.discrete_every}: expected 0 or more")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise UserError(f"method.max_minutes={self.max_minutes!r}: expected a positive number or null")

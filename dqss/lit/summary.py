@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +27,44 @@ WIDTH = 80
 
 def print_result(console: Console, result: SearchResult, folder: Path | None) -> None:
     """Layers and choices, then float, best uniform and searched, in 80 columns."""
-    console = Console(width=min(console.width, WIDTH), file=console.file, highlight=False)
-    table = Table("layer", "weight", "p", "activation", "p", box=None, pad_edge=False, title_justify="left")
+    console = _narrow(console)
+    table = Table("layer", "weight", "p", "activation", "p", box=None, pad_edge=False)
     for name, layer in result.bundle.strategy.layers.items():
         table.add_row(_plain(name), *_cells(layer.weight), *_cells(layer.activation))
     console.print(table)
     _print_coverage(console, result.supernet.coverage)
-    console.print()
     rows = result.metrics
-    held_out = rows["float"]["validation"] is not None
-    part = "validation" if held_out else "selection"
-    distance = result.metrics["distance"]
-    for row in ("float", "best_uniform", "searched"):
-        if rows[row] is not None:
-            console.print(_line(row, rows[row], part, distance), soft_wrap=True)
+    best = rows["best_uniform"]
+    if best is not None:
+        console.print(f"\nbest uniform: {_plain(best['name'])}")
+    console.print()
+    part = "selection" if rows["float"]["validation"] is None else "validation"
+    print_rows(console, rows, ("float", "best_uniform", "searched"), part)
     if folder is not None:
         console.print(f"strategy in {folder}", soft_wrap=True, markup=False)
+
+
+def print_rows(console: Console, rows: Mapping[str, Any], names: Iterable[str], part: str) -> None:
+    """A line for each of the named rows of ``metrics.json``."""
+    for name in names:
+        if rows[name] is None:
+            continue
+        measured = rows[name][part]
+        cells = [
+            f"{key} {100 * value:6.2f} %"
+            for key, value in measured.items()
+            if key not in ("distance", "count")
+        ]
+        cells.append(f"{rows['distance']} {measured['distance']:.4f}")
+        title = name.replace("_", " ")
+        _narrow(console).print(f"{title:<13}{'  '.join(cells)}  on {measured['count']} ({part})")
 
 
 def print_plan(
     console: Console, model: nn.Module, samples: Samples, space: SearchSpace, settings: PTQSettings, seed: int
 ) -> None:
     """Layers, candidates, estimated time and memory, from one timed step; nothing is written."""
+    console = _narrow(console)
     few = samples.subset(range(min(len(samples), max(3, 2 * settings.batch_size))))
     device = torch.device("cpu")
     started = time.perf_counter()
@@ -117,13 +134,8 @@ def _print_coverage(console: Console, coverage: Coverage) -> None:
             console.print(_plain(f"{words}: {shown}"), soft_wrap=True)
 
 
-def _line(row: str, values: dict[str, Any], part: str, distance: str) -> str:
-    measured = values[part]
-    metrics = {key: value for key, value in measured.items() if key not in ("distance", "count")}
-    cells = [f"{key} {100 * value:6.2f} %" for key, value in metrics.items()]
-    cells.append(f"{distance} {measured['distance']:.4f}")
-    name = values["name"] if row == "best_uniform" else ""
-    return f"{row.replace('_', ' '):<13}{'  '.join(cells)}  {_plain(name)}"
+def _narrow(console: Console) -> Console:
+    return Console(width=min(console.width, WIDTH), file=console.file, highlight=False)
 
 
 def _plain(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
@@ -96,14 +97,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _guarded(path: Path, read: Callable[[], Any]) -> Any:
     """The result of ``read``, whose many kinds of failure become one line."""
     try:
-        return read()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read()
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "WeightsUnpickler" in str(error):
-            raise ModelError(
-                f"checkpoint {path} holds Python objects besides tensors and was not run; "
-                "if you trust its origin, save its state_dict as .safetensors"
-            ) from None
-        raise ModelError(f"checkpoint {path} is damaged: not a torch file") from None
+        fault = "holds" if "GLOBAL" in str(error) else "is damaged, or holds"
+        raise ModelError(
+            f"checkpoint {path} {fault} Python objects besides tensors, which were not run; "
+            "if you trust its origin, save its state_dict as .safetensors"
+        ) from None
     except PermissionError:
         raise ModelError(f"checkpoint {path} is not readable: permission denied") from None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
@@ -174,7 +176,7 @@ def _check(found: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, w
         return
     way_out = "give the model.name or model.num_classes that it was trained with"
     if _matches_in_order(found, own):
-        way_out = "shapes agree in order: checkpoint_mapping=order loads them by position"
+        way_out = "shapes agree in order: model.checkpoint_mapping=order loads them by position"
     raise ModelError(f"checkpoint {path} does not fit {what}: {'; '.join(faults)}; {way_out}")
 
 

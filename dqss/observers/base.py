@@ -59,6 +59,15 @@ class Statistics:
         )
         return scaled, unit
 
+    def channels(self, chosen: Tensor) -> Statistics:
+        """Those of the channels where ``chosen`` ``[C]`` is true."""
+        if bool(chosen.all()):
+            return self
+        width = None if self.width is None else self.width[chosen]
+        return Statistics(
+            self.values[chosen], self.counts[chosen], self.minimum[chosen], self.maximum[chosen], width
+        )
+
     def cumulative(self) -> Tensor:
         """Running sum of the counts along n with a leading zero, ``[C, n + 1]`` fp64."""
         return running_sum(self.counts)

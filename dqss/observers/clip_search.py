@@ -12,22 +12,23 @@ from dqss.observers.base import Statistics, bounded_range, full_range
 from dqss.observers.compress import compress
 from dqss.spec import QuantSpec
 
-_CACHED = 1 << 17  # elements of a temporary on the CPU: they stay in the cache
+_CACHED = 1 << 15  # elements of a temporary on the CPU: cached, and too few to be split among threads
 _LARGE = 1 << 24  # elsewhere: few large kernels
 _COARSE, _FINE = 512, (1024, 2048)  # sizes of the samples that stand for longer ones
-_LINE, _PLANE = 64, 15  # points along an end: one end to search, two ends to search
-_STARTS = 3  # points of the coarse grid that are refined, besides the full range
+_LINE, _PLANE = 64, 21  # points along an end: one end to search, two ends to search
+_STARTS = 2  # points of the coarse grid that are refined, besides the full range
 _WINDOW = 0.125  # narrowest range looked at, in units of the order-p mean magnitude
 
 
 def search_clip(stats: Statistics, spec: QuantSpec, order: float) -> tuple[Tensor, Tensor]:
     """The clip range that minimizes the weighted sum of ``|fake_quantize(x) - x| ** order``.
 
-    A coarse geometric grid over the ends of the range (both together on symmetric grids, each
-    on its own on affine ones); its best points are refined, one end after the other, until the
-    steps are small against those of the grid. Errors are those of the very functions that
-    quantize later, on the values themselves or, where there are many of them, on a sample that
-    stands for them; the finalists and min-max are compared on all of them.
+    A coarse geometric grid over the ends of the range (one end, or both tied together, on
+    symmetric grids and for one-sided data; otherwise each on its own); its best points are
+    refined, one end after the other, until the steps are small against those of the grid.
+    Errors are those of the very functions that quantize later, on the values themselves or,
+    where there are many of them, on a sample that stands for them; the finalists and min-max
+    are compared on all of them.
 
     Args:
         stats: C channels.
@@ -39,20 +40,28 @@ def search_clip(stats: Statistics, spec: QuantSpec, order: float) -> tuple[Tenso
     """
     scaled, unit = stats.normalized()
     full = torch.stack(full_range(scaled, spec), dim=-1)
-    coarse, fine = compress(scaled, _COARSE), compress(scaled, _FINE[spec.bits > 6])
-    smallest = smallest_fractions(coarse, full, order)
-    fractions, step = coarse_fractions(smallest, spec)
+    tied = (full == 0).any(dim=-1) | spec.symmetric
+    ends = torch.empty_like(full)
+    for group, joined in ((tied, True), (~tied, False)):
+        if bool(group.any()):
+            ends[group] = _search(scaled.channels(group), full[group], spec, order, joined)
+    return bounded_range(ends[:, 0] * unit, ends[:, 1] * unit, stats, spec)
+
+
+def _search(stats: Statistics, full: Tensor, spec: QuantSpec, order: float, tied: bool) -> Tensor:
+    """The best ends ``[C, 2]`` inside ``full``; ``tied`` moves both by the same factor."""
+    coarse, fine = compress(stats, _COARSE), compress(stats, _FINE[spec.bits > 6])
+    fractions, step = _coarse_fractions(smallest_fractions(coarse, full, order), tied)
     errors = range_errors(coarse, fractions * full, spec, order)
     index = errors.topk(_STARTS, dim=0, largest=False).indices
     best = fractions.gather(0, index[..., None].expand(-1, -1, 2))
     best = torch.cat([best, torch.ones_like(best[:1])])
-    for around in _neighbourhoods(float(-step.min()), spec):
+    for around in _neighbourhoods(float(-step.min()), spec, tied):
         best = _refine(best, around.to(step.device)[:, None] * step, fine, full, spec, order)
     finalists = torch.cat([torch.ones_like(best[:1]), best])
-    errors = range_errors(scaled, finalists * full, spec, order)
+    errors = range_errors(stats, finalists * full, spec, order)
     index = errors.argmin(dim=0)[None, :, None].expand(-1, -1, 2)
-    chosen = finalists.gather(0, index)[0] * full
-    return bounded_range(chosen[:, 0] * unit, chosen[:, 1] * unit, stats, spec)
+    return finalists.gather(0, index)[0] * full
 
 
 def smallest_fractions(stats: Statistics, full: Tensor, order: float) -> Tensor:
@@ -100,13 +109,13 @@ def range_errors(stats: Statistics, ends: Tensor, spec: QuantSpec, order: float)
     return qparam_errors(stats, scale, zero_point, spec, order)
 
 
-def coarse_fractions(smallest: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+def _coarse_fractions(smallest: Tensor, tied: bool) -> tuple[Tensor, Tensor]:
     """Candidates ``[G, C, 2]`` as fractions of the full ends, and their ratio as a log ``[C, 2]``."""
-    points = _LINE if spec.symmetric else _PLANE
+    points = _LINE if tied else _PLANE
     step = smallest.log() / (points - 1)
     exponents = torch.arange(points, device=smallest.device)
     line = torch.exp(exponents[:, None, None] * step)
-    if spec.symmetric:
+    if tied:
         return line, step
     line = torch.cat([line, torch.zeros_like(line[:1])])  # an end may be given up altogether
     shape = (points + 1, points + 1, -1)
@@ -114,15 +123,15 @@ def coarse_fractions(smallest: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]
     return torch.stack([low, high], dim=-1).flatten(0, 1)[:-1], step  # but not both
 
 
-def _neighbourhoods(step: float, spec: QuantSpec) -> Iterator[Tensor]:
+def _neighbourhoods(step: float, spec: QuantSpec, tied: bool) -> Iterator[Tensor]:
     """Offsets ``[G, 2]`` to try, in units of a coarse step of ``step`` (a log), finer and finer."""
     line = torch.linspace(-1, 1, 9)
     reach, enough = 1.0, 0.25 / (spec.qmax - spec.qmin)
-    if not spec.symmetric:  # the zero point ties the ends together: at first both at once
+    if not tied:  # the zero point ties the ends together: at first both at once
         yield torch.cartesian_prod(line[::2], line[::2])
         reach = 0.5
     while reach * step > enough:
-        if spec.symmetric:
+        if tied:
             yield reach * line[:, None].expand(-1, 2)
         else:
             yield reach * torch.stack([line, torch.zeros_like(line)], dim=1)

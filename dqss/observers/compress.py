@@ -28,8 +28,8 @@ def compress(stats: Statistics, size: int) -> Statistics:
             ranks.expand(rows, -1),
             torch.searchsorted(values, torch.zeros_like(values[:, :1])),
             torch.searchsorted(values, torch.zeros_like(values[:, :1]), right=True),
-            torch.searchsorted(values, stats.minimum[:, None], right=True),
-            torch.searchsorted(values, stats.maximum[:, None]),
+            torch.searchsorted(values, stats.minimum[:, None].contiguous(), right=True),
+            torch.searchsorted(values, stats.maximum[:, None].contiguous()),
         ],
         dim=1,
     )

@@ -16,7 +16,7 @@ from dqss.spec import QuantSpec
 
 _BUDGET = 1 << 20  # elements of a temporary
 _BINS = (16, 2048)  # histograms of raw samples: about four values a bin, within these limits
-_POINTS = 48  # clip values tried along an end
+_POINTS, _NEARBY = 48, 17  # clip values tried along an end, and then around the best of them
 _PASSES = {True: ((True, True),), False: ((False, True), (True, False)) * 2}  # (low, high) moved, in turn
 _TIE = 1e-9  # differences of divergence below this are rounding
 
@@ -43,25 +43,28 @@ class Entropy(Algorithm):
             histogram = rebin(_without_zeros(scaled), min(most, max(fewest, scaled.values.shape[1] // 4)))
         else:
             histogram = _without_zeros(scaled)
+        if _lossless(histogram, full, spec):
+            return full_range(stats, spec)
         smallest = smallest_fractions(histogram, full, 2.0)
-        best = torch.ones_like(full)
+        best, step = torch.ones_like(full), smallest.log() / (_POINTS - 1)
+        everywhere = torch.arange(_POINTS, device=full.device)[:, None, None] * step
+        nearby = torch.linspace(-1, 1, _NEARBY, device=full.device)[:, None, None] * step
         for moved in _PASSES[spec.symmetric]:
-            best = _best_fractions(histogram, best, smallest, moved, spec)
+            ends = torch.tensor(moved, device=full.device)
+            line = torch.where(ends, torch.exp(everywhere), best)
+            best = _least_divergent(histogram, line, spec)
+            line = torch.where(ends, (best * torch.exp(nearby)).clamp(max=1.0), best)
+            best = _least_divergent(histogram, line, spec)
         best = best * full * unit[:, None]
         return bounded_range(best[:, 0], best[:, 1], stats, spec)
 
 
-def _best_fractions(
-    histogram: Statistics, best: Tensor, smallest: Tensor, moved: tuple[bool, bool], spec: QuantSpec
-) -> Tensor:
-    """``best`` ``[C, 2]`` with the ends that are ``moved`` (low, high) at their best on a grid."""
-    exponents = torch.linspace(0, 1, _POINTS, device=best.device)[:, None, None]
-    line = torch.exp(exponents * smallest.log())
-    fractions = torch.where(torch.tensor(moved, device=best.device), line, best)
+def _least_divergent(histogram: Statistics, fractions: Tensor, spec: QuantSpec) -> Tensor:
+    """The best of ``[G, C, 2]`` fractions of the full ends; the widest of equals, ``[C, 2]``."""
     full = torch.stack(full_range(histogram, spec), dim=-1)
     loss = _divergences(histogram, fractions * full, spec)
-    # The grid runs from wide to narrow, and argmax takes the first of equals.
-    index = (loss <= loss.amin(dim=0) + _TIE).to(torch.int8).argmax(dim=0)
+    widths = (fractions * full.abs()).sum(dim=-1)
+    index = widths.where(loss <= loss.amin(dim=0) + _TIE, -1.0).argmax(dim=0)
     return fractions.gather(0, index[None, :, None].expand(-1, -1, 2))[0]
 
 
@@ -87,6 +90,16 @@ class _Sums:
     def channels(self, part: slice) -> _Sums:
         """The same for some of the channels."""
         return _Sums(self.values[part], self.mass[part], self.occupied[part], self.entropy[part])
+
+
+def _lossless(histogram: Statistics, full: Tensor, spec: QuantSpec) -> bool:
+    """Whether min-max gives every bin a code of its own: no divergence, and nothing is wider.
+
+    Centres of bins are at least half a width apart: those at the ends may be clamped.
+    """
+    assert histogram.width is not None
+    scale, _ = choose_qparams(full[:, 0], full[:, 1], spec)
+    return bool(((2 * scale < histogram.width) | (histogram.width == 0)).all())
 
 
 def _without_zeros(stats: Statistics) -> Statistics:
@@ -119,7 +132,7 @@ def divergence(sums: _Sums, ends: Tensor, spec: QuantSpec) -> Tensor:
     count has infinite divergence.
 
     Codes rise along the bins, so that each is a run of bins, and running sums give all of it
-    from the positions where the runs begin, with no pass over the bins.
+    from the positions where the runs begin, with no pass over the bins (halves round upwards).
 
     Args:
         sums: of C histograms of n bins.

@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dqss.functional import broadcast_channels, quantize
 from dqss.mixing import Codes, Grid
 from dqss.observers import Statistics
+from dqss.precision import KeepsPrecision
 from dqss.spec import Candidate
 
 
-class Quantizer(nn.Module, ABC):
+class Quantizer(KeepsPrecision, ABC):
     """Quantize-dequantize of one tensor by one candidate.
 
     Attributes:

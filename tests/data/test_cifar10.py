@@ -48,7 +48,7 @@ def test_images_and_labels_come_out_normalized(root: Path) -> None:
 
 
 def test_missing_and_edited_files_are_named(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="data.root=FOLDER or data.download=true"):
+    with pytest.raises(DataError, match=r"data\.root=FOLDER or data\.download=true"):
         Cifar10(tmp_path / "elsewhere").calibration()
     path = root / CIFAR10.base_folder / "train_list"
     path.write_bytes(path.read_bytes()[:-1])

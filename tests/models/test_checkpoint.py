@@ -101,7 +101,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, suffix: str, legacy: 
     marker, path = tmp_path / "marker", tmp_path / f"evil{suffix}"
     content = {"state_dict": trained(), "extra": Payload(marker)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    message = refused(path, "was not run")
+    message = refused(path, "holds Python objects besides tensors, which were not run")
     assert not marker.exists() and "safetensors" in message
     torch.load(path, weights_only=False)
     assert marker.exists(), "the payload of this test does not work"
@@ -111,7 +111,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, suffix: str, legacy: 
 def test_a_bare_pickle_is_never_run(tmp_path: Path, suffix: str) -> None:
     marker, path = tmp_path / "marker", tmp_path / f"evil{suffix}"
     path.write_bytes(pickle.dumps(Payload(marker)))
-    refused(path, "was not run|damaged")
+    refused(path, "not run|damaged")
     assert not marker.exists()
     pickle.loads(path.read_bytes())
     assert marker.exists(), "the payload of this test does not work"
@@ -119,7 +119,7 @@ def test_a_bare_pickle_is_never_run(tmp_path: Path, suffix: str) -> None:
 
 def test_a_whole_module_is_refused(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "net.pt")
-    refused(tmp_path / "net.pt", "was not run")
+    refused(tmp_path / "net.pt", "pt holds Python objects")
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     }
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
-        assert name in refused(tmp_path / name, "damaged|was not run")
+        assert name in refused(tmp_path / name, "damaged")
     with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
         archive.writestr("readme.txt", "no tensors")
     refused(tmp_path / "zip.pth", "damaged")

@@ -55,7 +55,7 @@ def test_timm_model_takes_a_checkpoint_in_place_of_a_download(tmp_path: Path, no
 
 
 def test_names_that_do_not_exist_get_the_near_match() -> None:
-    refused("did you mean 'mobilenetv2_100'", timm_model, "mobilenetv2_10")
+    refused("did you mean 'mobilenetv2_100'", timm_model, "mobilnetv2_100")
     refused("did you mean 'mobilenet_v2'", torchvision_model, "mobilenetv2")
     refused("IMAGENET1K_V1, IMAGENET1K_V2", torchvision_model, "mobilenet_v2", weights="V1")
     refused("did you mean 'resnet56'", cifar_resnet, "resnt56")

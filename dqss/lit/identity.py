@@ -1,0 +1,82 @@
+"""What the contents of a run folder depend on, so that nothing is mixed up by going on there."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from dataclasses import dataclass
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from dqss.errors import OutputError
+from dqss.io import Journal
+from dqss.lit.settings import PTQSettings
+from dqss.losses import Distance
+from dqss.prepare import Prepared
+from dqss.samples import Samples
+from dqss.supernet import Supernet
+
+_KEY = "identity"
+
+
+@dataclass(frozen=True)
+class SearchIdentity:
+    """Two searches with the same parts measure and decide the same."""
+
+    parts: dict[str, str]
+
+    def check(self, journal: Journal) -> None:
+        """Write the identity into a new journal; compare it with that in an old one.
+
+        Raises:
+            OutputError: naming what differs.
+        """
+        known = journal.get(_KEY)
+        if known is None:
+            journal.put(_KEY, self.parts)
+            return
+        differ = [name for name, value in self.parts.items() if known.get(name) != value]
+        if differ:
+            folder = None if journal.path is None else journal.path.parent
+            raise OutputError(
+                f"{folder} holds a search with other {', '.join(differ)}: choose another output folder"
+            )
+
+
+def search_identity(
+    prepared: Prepared,
+    samples: Samples,
+    supernet: Supernet,
+    settings: PTQSettings,
+    distance: Distance,
+    seed: int,
+) -> SearchIdentity:
+    """Of one search; what only says how long it may take or what it reports is left out."""
+    same = dataclasses.replace(settings, max_minutes=None, checkpoint_every=1, oracle=False)
+    # A default repr ends in the object's address.
+    words = re.sub(r" at 0x[0-9a-f]+", "", repr(same))
+    options = [(name, decision.options) for name, decision in supernet.decisions.items()]
+    return SearchIdentity(
+        {
+            "weights": prepared.weights_sha256,
+            "inputs": inputs_sha256(samples),
+            "seed": str(seed),
+            "settings": f"{words} {distance.name}",
+            "search space": hashlib.sha256(repr(options).encode()).hexdigest(),
+        }
+    )
+
+
+def inputs_sha256(samples: Samples) -> str:
+    """Sha256 of all inputs and targets: types, shapes and raw bytes."""
+    found = hashlib.sha256()
+    for index in range(len(samples)):
+        for leaf in tree_leaves((samples.batch([index]), samples.targets([index]))):
+            if isinstance(leaf, torch.Tensor):
+                found.update(f"{leaf.dtype} {tuple(leaf.shape)} ".encode())
+                found.update(leaf.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            else:
+                found.update(repr(leaf).encode())
+    return found.hexdigest()

@@ -1,0 +1,138 @@
+"""From logits to one choice a decision: refinement against brute force, and the promise."""
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dqss.discretize import RefineSettings, discretize, refine
+from dqss.uniform import uniform_assignments
+from tests.support.nets import THREE, calibrated, cnn, evaluator_of, images, small_space
+
+
+class Landscape:
+    """An evaluator whose distances are known: a sum over decisions, plus pairwise terms."""
+
+    def __init__(self, seed: int, decisions: int = 5, options: int = 4, pairwise: float = 0.0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.names = [f"d{k}" for k in range(decisions)]
+        self.cost = torch.rand(decisions, options, generator=generator)
+        self.pair = pairwise * torch.rand(decisions, decisions, options, options, generator=generator)
+        self.parts = {"refine": list(range(100)), "select": list(range(50))}
+        self.images, self.sweeps = 0, 0
+        self.supernet = SimpleNamespace(argmax=lambda: dict.fromkeys(self.names, 0))
+
+    def value(self, assignment: dict[str, int]) -> float:
+        chosen = [assignment[name] for name in self.names]
+        total = sum(float(self.cost[k, c]) for k, c in enumerate(chosen))
+        for i, j in itertools.combinations(range(len(chosen)), 2):
+            total += float(self.pair[i, j, chosen[i], chosen[j]])
+        return total
+
+    def measure(self, assignment: dict[str, int], part: str, count: int | None = None) -> float:
+        self.images += len(self.parts[part][:count])
+        return self.value(assignment)
+
+    def first_order(self, assignment: dict[str, int], part: str, count: int | None = None) -> Any:
+        self.sweeps += 1
+        return {
+            name: torch.tensor(
+                [self.value({**assignment, name: k}) - self.value(assignment) for k in range(self.cost.shape[1])]
+            )
+            for name in self.names
+        }
+
+    def best(self) -> float:
+        options = range(self.cost.shape[1])
+        every = itertools.product(options, repeat=len(self.names))
+        return min(self.value(dict(zip(self.names, chosen, strict=True))) for chosen in every)
+
+
+MANY = RefineSettings(passes=1000, screen=10, alternatives=3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_refinement_finds_the_optimum_of_a_separable_landscape(seed: int) -> None:
+    landscape: Any = Landscape(seed)
+    found, changes = refine(landscape, landscape.supernet.argmax(), MANY)
+    assert landscape.value(found) == pytest.approx(landscape.best())
+    assert changes
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_refinement_ends_where_no_single_switch_helps(seed: int) -> None:
+    landscape: Any = Landscape(seed, pairwise=1.0)
+    start = landscape.supernet.argmax()
+    found, changes = refine(landscape, start, MANY)
+    reached = landscape.value(found)
+    neighbours = [{**found, name: k} for name in landscape.names for k in range(4)]
+    assert reached <= min(landscape.value(other) for other in neighbours) + 1e-12
+    assert reached < landscape.value(start) and set(found) == set(start)
+    # Each line of changes names a decision and a fall of the distance.
+    for line in changes:
+        before, after = line.split(", ")[1].split(" -> ")
+        assert float(after) <= float(before)
+
+
+def test_refinement_keeps_its_limit_and_its_deadline() -> None:
+    for passes in (1, 3, 10):
+        landscape: Any = Landscape(1, decisions=12, pairwise=1.0)
+        refine(landscape, landscape.supernet.argmax(), RefineSettings(passes=passes, screen=10))
+        # the limit, the start, and what was under way when it was reached
+        assert landscape.images <= (passes + 2) * 100 + 20 * landscape.sweeps * 12
+    start = Landscape(1).supernet.argmax()
+    untouched: Any = Landscape(1)
+    assert refine(untouched, start, RefineSettings(passes=0)) == (start, [])
+    assert refine(untouched, start, MANY, out_of_time=lambda: True) == (start, [])
+    assert untouched.images == untouched.sweeps == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_exported_is_never_worse_than_best_uniform_on_selection(seed: int) -> None:
+    landscape: Any = Landscape(seed, pairwise=2.0)
+    uniform: Any = {f"u{k}": dict.fromkeys(landscape.names, k) for k in range(4)}
+    outcome = discretize(landscape, uniform, RefineSettings(passes=2), finalists=4)
+    values = {name: landscape.value(found) for name, found in outcome.assignments.items()}
+    assert outcome.selection == pytest.approx(values)
+    assert values[outcome.exported] == min(values.values())
+    assert outcome.best_uniform is not None
+    assert values[outcome.best_uniform] == min(landscape.value(found) for found in uniform.values())
+
+
+def test_equal_contenders_export_the_searched_one() -> None:
+    landscape: Any = Landscape(0, options=1)
+    uniform: Any = {"u": dict.fromkeys(landscape.names, 0)}
+    outcome = discretize(landscape, uniform, MANY, finalists=2)
+    assert outcome.exported == "refined" and outcome.best_uniform == "u"
+    assert len(set(outcome.selection.values())) == 1
+
+
+def test_without_uniform_strategies_there_is_none_to_beat() -> None:
+    landscape: Any = Landscape(0)
+    outcome = discretize(landscape, {}, MANY, finalists=2)
+    assert outcome.best_uniform is None and set(outcome.selection) == {"refined", "argmax"}
+
+
+def test_a_real_network_reaches_the_brute_force_neighbourhood() -> None:
+    """Refined on real measurements: no single switch is better, and few of all assignments are."""
+    inputs = images(24)
+    space = small_space(2, THREE, skip=["0"])
+    supernet = calibrated(cnn(), inputs, space=space)
+    parts = {"search": [0, 1], "refine": list(range(4, 16)), "select": list(range(16, 24))}
+    evaluator = evaluator_of(supernet, inputs, parts)
+    settings = RefineSettings(passes=500, screen=12, alternatives=2)
+    found, _ = refine(evaluator, supernet.argmax(), settings)
+    names = list(supernet.decisions)
+    every = [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(range(3), repeat=len(names))]
+    scores = [evaluator.measure(assignment, "refine") for assignment in every]
+    reached = evaluator.measure(found, "refine")
+    single = [evaluator.measure({**found, name: k}, "refine") for name in names for k in range(3)]
+    assert reached <= min(single)
+    assert sum(score < reached for score in scores) <= 0.05 * len(scores)
+
+    outcome = discretize(evaluator, dict(uniform_assignments(supernet)), settings, finalists=3)
+    uniform = [evaluator.measure(found, "select") for found in uniform_assignments(supernet).values()]
+    assert outcome.selection[outcome.exported] <= min(outcome.selection.values())
+    assert min(uniform) <= outcome.selection[outcome.best_uniform or ""]

@@ -1,0 +1,167 @@
+"""The fused mixtures against the sums that they are, in value and in gradient."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dqss.decision import StraightThroughGumbel
+from dqss.functional import broadcast_channels, fake_quantize, quantize
+from dqss.mixing import Codes, Grid, mix_codes, mix_fake_quantize, mix_fake_quantize_reference
+from dqss.spec import PerChannel, PerTensor, QuantSpec
+
+
+@dataclass
+class Case:
+    """A tensor and K grids for it, all per tensor or mixed with per-channel ones along one axis."""
+
+    shape: tuple[int, ...]
+    axis: int
+    kinds: list[tuple[int, bool, bool]]
+    decades: float
+    seed: int
+    dtype: torch.dtype
+
+    def build(self) -> tuple[Tensor, Tensor, list[Grid]]:
+        torch.manual_seed(self.seed)
+        grids = []
+        for bits, symmetric, per_channel in self.kinds:
+            granularity = PerChannel(self.axis % len(self.shape)) if per_channel else PerTensor()
+            spec = QuantSpec(bits, symmetric, granularity)
+            channels = self.shape[self.axis % len(self.shape)] if per_channel else 1
+            scale = 10 ** (torch.rand(channels) - 1 + self.decades)
+            zero = torch.zeros(channels) if symmetric else torch.randint(0, spec.qmax + 1, (channels,)).float()
+            grids.append(
+                Grid(
+                    broadcast_channels(scale, len(self.shape), granularity),
+                    broadcast_channels(zero, len(self.shape), granularity),
+                    spec,
+                )
+            )
+        x = (3 * torch.randn(self.shape)).to(self.dtype)
+        return x, torch.softmax(torch.randn(len(grids)), 0), grids
+
+
+cases = st.builds(
+    Case,
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple),
+    axis=st.integers(0, 3),
+    kinds=st.lists(st.tuples(st.integers(2, 8), st.booleans(), st.booleans()), min_size=1, max_size=4),
+    decades=st.sampled_from([0.0, 0.0, 0.0, -2.0, 1.0]),
+    seed=st.integers(0, 2**31),
+    dtype=st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16]),
+)
+degenerate = [
+    Case((3, 4), 0, [(4, True, False), (4, False, True)], -30.0, 1, torch.float32),  # all clipped
+    Case((3, 4), 0, [(4, True, False), (4, False, True)], 30.0, 2, torch.float32),  # all zero
+]
+
+
+@given(cases)
+@example(degenerate[0])
+@example(degenerate[1])
+def test_mixture_is_the_sum(case: Case) -> None:
+    x, weights, grids = case.build()
+    g = torch.randn(case.shape).to(case.dtype)
+    x1, w1 = x.clone().requires_grad_(), weights.clone().requires_grad_()
+    x2, w2 = x.clone().requires_grad_(), weights.clone().requires_grad_()
+    ours = mix_fake_quantize(x1, w1, grids)
+    # Half-precision inputs are mixed in fp32 and rounded once.
+    wide = mix_fake_quantize_reference(x2.float(), w2, grids)
+    assert ours.dtype == case.dtype and ours.shape == x.shape
+    # K products and sums in fp32: a few roundings of the largest term, and one of the dtype.
+    terms = torch.stack([fake_quantize(x.float(), q.scale, q.zero_point, q.spec).abs() for q in grids])
+    bound = 4 * len(grids) * torch.finfo(torch.float32).eps * terms.amax(0)
+    bound = bound + torch.finfo(case.dtype).eps * wide.detach().abs()
+    fits = terms.amax(0) < torch.finfo(case.dtype).max
+    assert ((ours.float() - wide).abs() <= bound)[fits].all()
+    ours.backward(g)
+    wide.backward(g.float())
+    torch.testing.assert_close(x1.grad, x2.grad, rtol=2 * torch.finfo(case.dtype).eps, atol=1e-6)
+    size = (g.float().abs() * terms).flatten(1).sum(1)
+    assert ((w1.grad - w2.grad).abs() <= 1e-5 * size).all()
+
+
+@given(cases)
+def test_gradient_of_weights_is_the_inner_product(case: Case) -> None:
+    x, weights, grids = case.build()
+    x, g = x.float(), torch.randn(case.shape)
+    weights.requires_grad_()
+    mix_fake_quantize(x, weights, grids).backward(g)
+    for k, grid in enumerate(grids):
+        scale, zero = grid.scale.double().numpy(), grid.zero_point.double().numpy()
+        codes = quantize(x, grid.scale, grid.zero_point, grid.spec).double().numpy()
+        terms = g.double().numpy() * (codes - zero) * scale
+        assert abs(weights.grad[k].item() - terms.sum()) <= 1e-5 * np.abs(terms).sum()
+
+
+@given(cases)
+def test_one_hot_is_exactly_that_candidate(case: Case) -> None:
+    x, _, grids = case.build()
+    g = torch.randn(case.shape).to(case.dtype)
+    for k, grid in enumerate(grids):
+        x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
+        mixed = mix_fake_quantize(x1, torch.eye(len(grids))[k], grids)
+        alone = fake_quantize(x2, grid.scale, grid.zero_point, grid.spec)
+        assert torch.equal(mixed, alone)
+        mixed.backward(g)
+        alone.backward(g)
+        assert torch.equal(x1.grad, x2.grad)
+
+
+@given(cases)
+def test_straight_through_sample_is_exactly_one_candidate(case: Case) -> None:
+    x, _, grids = case.build()
+    logits, noise = torch.randn(len(grids), requires_grad=True), torch.randn(len(grids))
+    weights = StraightThroughGumbel(0.7).weights(logits, noise)
+    k = int((logits + noise).argmax())
+    mixed = mix_fake_quantize(x, weights, grids)
+    assert torch.equal(mixed, fake_quantize(x, grids[k].scale, grids[k].zero_point, grids[k].spec))
+    # ... while the gradient is that of the soft sample.
+    mixed.float().sum().backward()
+    parts = torch.stack([fake_quantize(x, q.scale, q.zero_point, q.spec).float().sum() for q in grids])
+    soft = logits.detach().requires_grad_()
+    (torch.softmax((soft + noise) / 0.7, 0) * parts).sum().backward()
+    torch.testing.assert_close(logits.grad, soft.grad, rtol=1e-3, atol=1e-3 * float(parts.abs().max() + 1))
+
+
+def packed(x: Tensor, grids: list[Grid]) -> list[Codes]:
+    return [
+        Codes.pack(quantize(x, q.scale, q.zero_point, q.spec), q.scale, q.zero_point, q.spec) for q in grids
+    ]
+
+
+@given(cases)
+def test_mixture_of_codes_is_the_sum(case: Case) -> None:
+    x, weights, grids = case.build()
+    x = x.float()
+    codes = packed(x, grids)
+    w1, w2 = weights.clone().requires_grad_(), weights.clone().double().requires_grad_()
+    g = torch.randn(case.shape)
+    ours = mix_codes(w1, codes)
+    parts = torch.stack([fake_quantize(x, q.scale, q.zero_point, q.spec) for q in grids]).double()
+    wanted = (w2.reshape(-1, *[1] * x.ndim) * parts).sum(0)
+    assert ours.dtype == torch.float32 and ours.shape == x.shape
+    assert ((ours - wanted).abs() <= 1e-6 * len(grids) * parts.abs().amax(0)).all()
+    ours.backward(g)
+    wanted.backward(g.double())
+    assert ((w1.grad - w2.grad).abs() <= 1e-5 * (g.abs() * parts.abs()).flatten(1).sum(1)).all()
+    for k in range(len(grids)):
+        assert torch.equal(mix_codes(torch.eye(len(grids))[k], codes), parts[k].float())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 4, 7, 8, 9, 12, 16])
+def test_codes_at_rest_are_exact_and_small(bits: int, symmetric: bool) -> None:
+    spec = QuantSpec(bits, symmetric)
+    scale, zero = torch.tensor(0.013), torch.tensor(0.0 if symmetric else 3.0)
+    x = torch.linspace(2 * spec.qmin * 0.013 - 1, 2 * spec.qmax * 0.013, 999)
+    (codes,) = packed(x, [Grid(scale, zero, spec)])
+    assert codes.integers.min() == spec.qmin and codes.integers.max() == spec.qmax
+    assert bits > 8 or codes.integers.element_size() == 1
+    assert torch.equal(codes.dequantize(), fake_quantize(x, scale, zero, spec))
+    assert torch.equal(mix_codes(torch.ones(1), [codes]), codes.dequantize())
