@@ -15,7 +15,7 @@ from typing import Any
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -144,6 +144,9 @@ def _explain_config(error: Exception) -> str:
         return f"{cause.full_key}: unknown option{_suggestion(str(cause.full_key), parent, known)}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is not given: add {error.full_key}=VALUE"
+    if isinstance(error, OverrideParseException):
+        fault = _joined(error).partition(" See https")[0]
+        return f"{error.override}: {fault}; quote it for the shell, and lists as [a,b]"
     parts = [_joined(part) for part in (error, cause) if part is not None and str(part)]
     return "; ".join(dict.fromkeys(parts)) or type(error).__name__
 
@@ -265,14 +268,19 @@ def anchor(config: DictConfig) -> None:
             config[name] = str(Path(value).expanduser().absolute())
 
 
-def check_options(config: DictConfig, hints: Mapping[str, Any]) -> None:
-    """Compare options outside of any group with their types.
+def check_options(config: DictConfig, hints: Mapping[str, Any], groups: Iterable[str]) -> None:
+    """Compare options outside of any group with their types; look for misspelt ones.
 
     Raises:
         UserError: naming the option, and what was expected.
     """
-    for name, hint in hints.items():
-        check_value(hint, config[name], name)
+    known = [*hints, *groups]
+    for name in config:
+        hint = "" if name in known else near_match(str(name), known)
+        if hint:  # other names may be an experiment's own, for interpolation
+            raise UserError(f"{name}: unknown option{hint}")
+    for name, kind in hints.items():
+        check_value(kind, config[name], name)
 
 
 def stored_config(folder: Path, option: str, groups: Iterable[str]) -> DictConfig:

@@ -32,7 +32,7 @@ ROWS = ("float", "searched")
 @cli.command("evaluate")
 def main(config: DictConfig) -> None:
     """Rebuild the network from its strategy and measure it; needs no calibration data."""
-    cli.check_options(config, OPTIONS)
+    cli.check_options(config, OPTIONS, OPEN_GROUPS)
     folder = Path(config.strategy)
     folder = folder.parent if folder.is_file() else folder
     bundle = load(folder)

@@ -18,6 +18,8 @@ from dqss.cli import CONFIG_FILE
 from dqss.errors import OutputError, UserError
 from dqss.io import ensure_folder, write_text_atomic
 from dqss.lit.contenders import Validation
+from dqss.lit.identity import JOURNAL
+from dqss.lit.quiet import quiet_lightning
 from dqss.lit.search import SearchResult, search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.lit.summary import print_plan, print_result
@@ -27,6 +29,7 @@ from dqss.progress import ConsoleReporter, Interrupted
 from dqss.strategy import STRATEGY_FILE, ModelInfo
 
 OPTIONS = {"seed": int, "threads": int | None, "dry_run": bool, "run_dir": str}
+GROUPS = ("model", "data", "search_space", "method")
 FREE = ("hydra", "logger", "method.max_minutes", "resume")
 """What the command line may say anew when a search is resumed: it does not change the result."""
 
@@ -84,7 +87,7 @@ def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
     _refuse_occupied(folder)
     config.run_dir = str(folder)
     OmegaConf.resolve(config)
-    cli.check_options(config, OPTIONS)
+    cli.check_options(config, OPTIONS, (*GROUPS, "trainer", "logger", "resume", "experiment"))
     if not 0 <= config.seed < 2**32 or (config.threads is not None and config.threads < 1):
         raise UserError(
             f"seed={config.seed} threads={config.threads}: expected 0 or more, and 1 or more or null"
@@ -101,7 +104,7 @@ def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
 def _refuse_occupied(folder: Path) -> None:
     if (folder / STRATEGY_FILE).exists():
         raise OutputError(f"{folder} holds a finished search: choose another output folder")
-    if (folder / CONFIG_FILE).exists():
+    if (folder / JOURNAL).exists():
         word = shlex.quote(cli.assignment("resume", folder))
         raise OutputError(f"{folder} holds an interrupted search: go on with {word}, or choose another")
 
@@ -109,7 +112,7 @@ def _refuse_occupied(folder: Path) -> None:
 def _resumed(config: DictConfig) -> tuple[DictConfig, Path]:
     """The interrupted run's configuration, with what may be said anew."""
     folder = Path(config.resume).absolute()
-    stored = cli.stored_config(folder, "resume", [*OPTIONS, "model", "data", "search_space", "method"])
+    stored = cli.stored_config(folder, "resume", [*OPTIONS, *GROUPS])
     said = [found.key_or_group for found in cli.overrides(HydraConfig.get().overrides.task)]
     if any(key == "logger" or key.startswith("logger.") for key in said):
         stored.logger = config.logger
@@ -167,7 +170,8 @@ def _logger(config: DictConfig) -> Iterator[Any]:
         return
     logger = cli.make(config.logger, "logger")
     try:
-        experiment = logger.experiment
+        with quiet_lightning():
+            experiment = logger.experiment
     except Exception as error:
         raise UserError(f"logger: {' '.join(str(error).split())}; logger=csv needs nothing") from error
     try:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dqss.discretize import RefineSettings, discretize, refine
+from dqss.measure import Meter
 from dqss.uniform import uniform_assignments
 from tests.support.nets import THREE, calibrated, cnn, evaluator_of, images, small_space
 
@@ -21,7 +22,8 @@ class Landscape:
         self.cost = torch.rand(decisions, options, generator=generator)
         self.pair = pairwise * torch.rand(decisions, decisions, options, options, generator=generator)
         self.parts = {"refine": list(range(100)), "select": list(range(50))}
-        self.images, self.sweeps = 0, 0
+        self.meter = Meter()
+        self.blur = torch.zeros(100)
         self.supernet = SimpleNamespace(argmax=lambda: dict.fromkeys(self.names, 0))
 
     def value(self, assignment: dict[str, int]) -> float:
@@ -32,11 +34,17 @@ class Landscape:
         return total
 
     def measure(self, assignment: dict[str, int], part: str, count: int | None = None) -> float:
-        self.images += len(self.parts[part][:count])
-        return self.value(assignment)
+        each = self.measure_each(assignment, part, count)
+        return sum(each) / len(each)
+
+    def measure_each(self, assignment: dict[str, int], part: str, count: int | None = None) -> list[float]:
+        indices = self.parts[part][:count]
+        self.meter.forward(len(indices))
+        differs = any(assignment.values())  # the images disagree about everything but the start
+        return [self.value(assignment) + differs * float(self.blur[index]) for index in indices]
 
     def first_order(self, assignment: dict[str, int], part: str, count: int | None = None) -> Any:
-        self.sweeps += 1
+        self.meter.backward(len(self.parts[part]))
         return {
             name: torch.tensor(
                 [self.value({**assignment, name: k}) - self.value(assignment) for k in range(self.cost.shape[1])]
@@ -50,7 +58,7 @@ class Landscape:
         return min(self.value(dict(zip(self.names, chosen, strict=True))) for chosen in every)
 
 
-MANY = RefineSettings(passes=1000, screen=10, alternatives=3)
+MANY = RefineSettings(passes=1000, screen=10, alternatives=3, confidence=0.0)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -80,13 +88,26 @@ def test_refinement_keeps_its_limit_and_its_deadline() -> None:
     for passes in (1, 3, 10):
         landscape: Any = Landscape(1, decisions=12, pairwise=1.0)
         refine(landscape, landscape.supernet.argmax(), RefineSettings(passes=passes, screen=10))
-        # the limit, the start, and what was under way when it was reached
-        assert landscape.images <= (passes + 2) * 100 + 20 * landscape.sweeps * 12
+        # the limit, and what was under way when it was reached: a sweep's gradient and one trial
+        assert landscape.meter.evaluations <= passes * 100 + 300 + 100 + 10
     start = Landscape(1).supernet.argmax()
     untouched: Any = Landscape(1)
     assert refine(untouched, start, RefineSettings(passes=0)) == (start, [])
     assert refine(untouched, start, MANY, out_of_time=lambda: True) == (start, [])
-    assert untouched.images == untouched.sweeps == 0
+    assert untouched.meter.evaluations == 0
+
+
+@pytest.mark.parametrize(("spread", "kept"), [(0.5, True), (5.0, False)])
+def test_a_gain_within_chance_is_not_kept(spread: float, kept: bool) -> None:
+    """A mean gain of 0.1 over 100 images whose gains vary: two standard errors, or a fifth of one."""
+    landscape: Any = Landscape(0, decisions=1, options=2)
+    landscape.cost = torch.tensor([[0.5, 0.4]])
+    noise = torch.randn(100)
+    landscape.blur = spread * (noise - noise.mean()) / noise.std()
+    found, _ = refine(landscape, {"d0": 0}, RefineSettings(screen=100, confidence=1.5))
+    assert (found == {"d0": 1}) is kept
+    found, _ = refine(landscape, {"d0": 0}, RefineSettings(screen=100, confidence=0.0))
+    assert found == {"d0": 1}
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -122,7 +143,7 @@ def test_a_real_network_reaches_the_brute_force_neighbourhood() -> None:
     supernet = calibrated(cnn(), inputs, space=space)
     parts = {"search": [0, 1], "refine": list(range(4, 16)), "select": list(range(16, 24))}
     evaluator = evaluator_of(supernet, inputs, parts)
-    settings = RefineSettings(passes=500, screen=12, alternatives=2)
+    settings = RefineSettings(passes=500, screen=12, alternatives=2, confidence=0.0)
     found, _ = refine(evaluator, supernet.argmax(), settings)
     names = list(supernet.decisions)
     every = [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(range(3), repeat=len(names))]
@@ -132,7 +153,9 @@ def test_a_real_network_reaches_the_brute_force_neighbourhood() -> None:
     assert reached <= min(single)
     assert sum(score < reached for score in scores) <= 0.05 * len(scores)
 
-    outcome = discretize(evaluator, dict(uniform_assignments(supernet)), settings, finalists=3)
-    uniform = [evaluator.measure(found, "select") for found in uniform_assignments(supernet).values()]
-    assert outcome.selection[outcome.exported] <= min(outcome.selection.values())
-    assert min(uniform) <= outcome.selection[outcome.best_uniform or ""]
+    uniform = dict(uniform_assignments(supernet))
+    outcome = discretize(evaluator, uniform, settings, finalists=len(uniform))
+    best = min(evaluator.measure(found, "select") for found in uniform.values())
+    exported = outcome.assignments[outcome.exported]
+    assert evaluator.measure(exported, "select") <= best
+    assert outcome.selection[outcome.best_uniform or ""] == best

@@ -18,6 +18,8 @@ from dqss.prepare import Prepared
 from dqss.samples import Samples
 from dqss.supernet import Supernet
 
+JOURNAL = "measured.jsonl"
+"""Its presence says that something was measured in the folder."""
 _KEY = "identity"
 
 

@@ -85,9 +85,15 @@ class PTQSearch(pl.LightningModule):
         """The network never leaves ``eval()``: dropout and batch norms are those of inference."""
         return super().train(False)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over the logits of the unique decisions."""
-        return torch.optim.Adam(self.supernet.arch_parameters(), lr=self.learning_rate, betas=(0.9, 0.99))
+    def configure_optimizers(self) -> Any:
+        """Adam over the logits of the unique decisions; the learning rate falls linearly to 0.
+
+        Sampled gradients are noisy: with a constant rate the last few steps would decide.
+        """
+        optimizer = torch.optim.Adam(self.supernet.arch_parameters(), lr=self.learning_rate, betas=(0.9, 0.99))
+        steps = self.batches.steps
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
 
     def train_dataloader(self) -> DataLoader[list[int]]:
         """One element a step."""

@@ -20,7 +20,7 @@ from dqss.apply import apply_strategy, make_bundle
 from dqss.bundle import Bundle
 from dqss.calls import call_model, first_tensor
 from dqss.discretize import Discretized, discretize
-from dqss.errors import DataError, NonFiniteError, UserError
+from dqss.errors import DataError, NonFiniteError, UserError, near_match
 from dqss.io import Journal, ensure_folder, write_json_atomic
 from dqss.layers import searchable_layers
 from dqss.lit.checkpoint import (
@@ -32,7 +32,7 @@ from dqss.lit.checkpoint import (
     write_history,
 )
 from dqss.lit.contenders import Validation, measure_contenders
-from dqss.lit.identity import search_identity
+from dqss.lit.identity import JOURNAL, search_identity
 from dqss.lit.ptq import HistoryRow, PTQSearch, StepBatches
 from dqss.lit.quiet import quiet_lightning
 from dqss.lit.settings import PTQSettings
@@ -46,6 +46,7 @@ from dqss.strategy import ModelInfo, utc_now
 from dqss.supernet import Supernet
 from dqss.uniform import uniform_assignments
 
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 PARTS = ("search", "refine", "select")
 SEARCH_SHARE, REFINE_SHARE = 0.6, 0.85
 """Shares of ``max_minutes`` at which the search and its refinement stop."""
@@ -125,6 +126,8 @@ def search_ptq(
     with clock.time("search"):
         module = _fit(evaluator, settings, seed, folder, deadline, reporter, trainer or {}, logger)
         evaluator.supernet.to(device)
+    # Not before: a step of the search ends in a checkpoint of its own.
+    evaluator.check = reporter.check
     uniform = uniform_assignments(evaluator.supernet)
     with clock.time("discretize"):
         # Now, and not with the first measurement: a resumed run may find that in its journal.
@@ -192,10 +195,8 @@ def build(
         output = first_tensor(call_model(prepared.model, to_device(first, device)))
     distance = settings.distance or default_distance(output)
     supernet = Supernet(prepared.model, space).to(device)
-    journal = Journal.open(None if folder is None else folder / "measured.jsonl")
-    if folder is not None:
-        search_identity(prepared, samples, supernet, settings, distance, seed).check(journal)
-    evaluator = Evaluator(supernet, samples, parts, distance, size, device, Meter(), journal, reporter.check)
+    journal = Journal.open(None if folder is None else folder / JOURNAL)
+    evaluator = Evaluator(supernet, samples, parts, distance, size, device, Meter(), journal)
     with reporter.stage("calibrate", len(known)) as stage:
 
         def keep(position: int, output: Any) -> None:
@@ -207,6 +208,8 @@ def build(
             stage.advance(len(indices))
 
         supernet.calibrate((to_device(samples.batch(run), device) for run in batches(known, size)), keep)
+    if folder is not None:
+        search_identity(prepared, samples, supernet, settings, distance, seed).check(journal)
     return prepared, evaluator
 
 
@@ -286,6 +289,11 @@ class _Clock:
 
 def _device(trainer: Mapping[str, Any]) -> torch.device:
     wanted = trainer.get("accelerator", "auto")
-    if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    if wanted not in ACCELERATORS:
+        hint = near_match(str(wanted), ACCELERATORS)
+        raise UserError(f"trainer.accelerator={wanted}{hint}: expected one of {', '.join(ACCELERATORS)}")
+    if wanted != "cpu" and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
+    if wanted in ("gpu", "cuda"):
+        raise UserError(f"trainer.accelerator={wanted}: torch finds no CUDA device; use auto or cpu")
     return torch.device("cpu")
