@@ -45,7 +45,7 @@ def check_arguments(
     except (TypeError, ValueError):
         return
     open_ended = any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values())
-    hints = annotations(target) if values else {}
+    hints = argument_types(target) if values else {}
     for name, value in given.items():
         if name in parameters:
             check_value(hints.get(name, Any), value, f"{where}.{name}")
@@ -76,9 +76,9 @@ def check_value(hint: Any, value: Any, name: str) -> None:
         raise UserError(f"{name}={_shown(value)}: expected {describe(hint)}") from None
 
 
-def annotations(target: Callable[..., Any]) -> dict[str, Any]:
+def argument_types(target: Callable[..., Any]) -> dict[str, Any]:
     """The resolved annotations of a callable's parameters; empty where they cannot be resolved."""
-    function = target.__init__ if isinstance(target, type) else target
+    function = inspect.getattr_static(target, "__init__") if isinstance(target, type) else target
     try:
         return typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError):

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    MissingMandatoryValue,
     OmegaConfBaseException,
 )
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
-from dqss.arguments import annotations, check_arguments, check_value, names_a_path
+from dqss.arguments import argument_types, check_arguments, check_value, names_a_path
 from dqss.errors import UserError, near_match
-from dqss.io import output_error
+from dqss.explain import explain, in_one_line
 from dqss.progress import Interrupted
 
 BAD_INPUT = 2
@@ -43,7 +38,6 @@ LOSSES = {
 }
 """Short names of losses and distances."""
 Rewrite = Callable[[list[str]], list[str]]
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
@@ -103,78 +97,6 @@ def _leave(error: BaseException) -> None:
         sys.exit(BAD_INPUT)
 
 
-# -- errors in one line -----------------------------------------------------------------------
-
-
-def explain(error: BaseException) -> str | None:
-    """One line for an error that is the user's to mend; None for one that is ours."""
-    chain: BaseException | None = error
-    while chain is not None:
-        if isinstance(chain, UserError):
-            return _joined(chain)
-        chain = chain.__cause__
-    if isinstance(error, MissingConfigException):
-        return _explain_missing(error)
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return _explain_config(error)
-    if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return f"cannot open {str(error.filename)!r}: {error.strerror}"
-    if isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK_FULL):
-        return str(output_error(str(error.filename or "the results"), error))
-    return None
-
-
-def _explain_missing(error: MissingConfigException) -> str:
-    group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
-    if error.options:
-        options = list(error.options)
-        return f"{group}={choice}{near_match(choice, options)}: expected one of {', '.join(options)}"
-    if group:
-        known = sorted(entry.name for entry in files("dqss.conf").iterdir() if entry.is_dir())
-        known = [name for name in known if not name.startswith("_")]
-        return f"{group}={choice}: there is no group {group!r}{near_match(group, known)}; {', '.join(known)}"
-    return _joined(error)
-
-
-def _explain_config(error: Exception) -> str:
-    cause = error.__cause__
-    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
-        parent = cause.parent_node
-        known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
-        return f"{cause.full_key}: unknown option{_suggestion(str(cause.full_key), parent, known)}"
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} is not given: add {error.full_key}=VALUE"
-    if isinstance(error, OverrideParseException):
-        fault = _joined(error).partition(" See https")[0]
-        return f"{error.override}: {fault}; quote it for the shell, and lists as [a,b]"
-    parts = [_joined(part) for part in (error, cause) if part is not None and str(part)]
-    return "; ".join(dict.fromkeys(parts)) or type(error).__name__
-
-
-def _suggestion(key: str, parent: Any, known: list[str]) -> str:
-    """The option of that name elsewhere, or a sibling of nearly that name, and all siblings."""
-    leaf = key.rpartition(".")[2]
-    root = parent._get_root() if isinstance(parent, DictConfig) else None
-    elsewhere = [name for name in _dotted(root) if name.rpartition(".")[2] == leaf]
-    hint = f" (did you mean {elsewhere[0]!r}?)" if elsewhere else near_match(leaf, known)
-    siblings = [name for name in known if not name.startswith(("_", "hydra"))]
-    return f"{hint}; known: {', '.join(siblings)}" if siblings else hint
-
-
-def _dotted(node: Any, prefix: str = "") -> list[str]:
-    if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
-        return []
-    found = []
-    for key in node:
-        if str(key) != "hydra":
-            found += [f"{prefix}{key}", *_dotted(node._get_node(key), f"{prefix}{key}.")]
-    return found
-
-
-def _joined(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
 # -- the command line -------------------------------------------------------------------------
 
 
@@ -216,8 +138,16 @@ def one_folder(arguments: list[str]) -> list[str]:
     place = value_of(arguments, "run_dir")
     if place is None:
         return arguments
-    kept = [word for word in arguments if not word.startswith("run_dir=")]
-    return [*kept, assignment("hydra.sweep.dir" if is_multirun(arguments) else "hydra.run.dir", place)]
+    word = assignment("hydra.sweep.dir" if is_multirun(arguments) else "hydra.run.dir", place)
+    return replaced(arguments, "run_dir", [word])
+
+
+def replaced(arguments: list[str], key: str, words: list[str]) -> list[str]:
+    """Other words where ``key`` was set: in its place, since Hydra wants all overrides together."""
+    found: list[str] = []
+    for word in arguments:
+        found += words if word.startswith(f"{key}=") else [word]
+    return found
 
 
 # -- configuration groups ---------------------------------------------------------------------
@@ -240,8 +170,8 @@ def make(config: DictConfig, where: str) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         if isinstance(error.__cause__, (TypeError, ValueError)):
-            raise UserError(f"{where}: {_joined(error.__cause__)}") from error
-        raise UserError(f"{where}: {_joined(error)}") from error
+            raise UserError(f"{where}: {in_one_line(error.__cause__)}") from error
+        raise UserError(f"{where}: {in_one_line(error)}") from error
 
 
 def spell_out_loss(method: DictConfig, key: str) -> None:
@@ -262,7 +192,7 @@ def spell_out_loss(method: DictConfig, key: str) -> None:
 def anchor(config: DictConfig) -> None:
     """Make the relative paths in a group absolute, so that it means the same from another folder."""
     target = _target(_plain(config), "")
-    for name, hint in annotations(target).items() if target else ():
+    for name, hint in argument_types(target).items() if target else ():
         value = config.get(name)
         if names_a_path(hint) and isinstance(value, str):
             config[name] = str(Path(value).expanduser().absolute())
@@ -275,12 +205,12 @@ def check_options(config: DictConfig, hints: Mapping[str, Any], groups: Iterable
         UserError: naming the option, and what was expected.
     """
     known = [*hints, *groups]
-    for name in config:
-        hint = "" if name in known else near_match(str(name), known)
+    for name in map(str, config):
+        hint = "" if name in known else near_match(name, known)
         if hint:  # other names may be an experiment's own, for interpolation
             raise UserError(f"{name}: unknown option{hint}")
-    for name, kind in hints.items():
-        check_value(kind, config[name], name)
+    for option, kind in hints.items():
+        check_value(kind, config[option], option)
 
 
 def stored_config(folder: Path, option: str, groups: Iterable[str]) -> DictConfig:
@@ -300,7 +230,9 @@ def stored_config(folder: Path, option: str, groups: Iterable[str]) -> DictConfi
     try:
         stored = OmegaConf.load(file)
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{file} is damaged ({_joined(error)[:120]}): restore it or search again") from error
+        raise UserError(
+            f"{file} is damaged ({in_one_line(error)[:120]}): restore it or search again"
+        ) from error
     missing = [name for name in groups if not isinstance(stored, DictConfig) or name not in stored]
     if missing or not isinstance(stored, DictConfig):
         raise UserError(f"{file} is damaged (no {missing[0]!r} in it): restore it or search again")
@@ -332,5 +264,5 @@ def _target(group: Mapping[str, Any], where: str) -> Callable[..., Any] | None:
     try:
         found: Any = get_object(path)
     except Exception as error:
-        raise UserError(f"{where}._target_={path} cannot be imported: {_joined(error)}") from error
+        raise UserError(f"{where}._target_={path} cannot be imported: {in_one_line(error)}") from error
     return found if callable(found) else None

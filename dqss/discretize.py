@@ -24,7 +24,7 @@ class RefineSettings:
             gains (paired, over the images); guards against refining towards noise.
     """
 
-    passes: float = 60.0
+    passes: float = 30.0
     screen: int = 32
     alternatives: int = 2
     confidence: float = 1.0

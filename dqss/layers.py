@@ -36,8 +36,8 @@ def describe(name: str, layer: nn.Module) -> LayerInfo | None:
 
 def input_shape(layer: nn.Module, info: LayerInfo) -> torch.Size:
     """A shape of the layer's input, right from its channel axis on: the other axes are 1."""
-    channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-    return torch.Size([channels] + [1] * (-info.input_axis - 1))  # type: ignore[list-item]
+    channels: int = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels  # type: ignore[assignment]
+    return torch.Size([channels] + [1] * (-info.input_axis - 1))
 
 
 def searchable_layers(model: nn.Module) -> dict[str, tuple[nn.Module, LayerInfo]]:

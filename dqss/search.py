@@ -143,8 +143,9 @@ def place_run(arguments: list[str]) -> list[str]:
         raise UserError(f"resume={folder}: this search is finished, its strategy is in {STRATEGY_FILE}")
     _refuse_other_search(arguments, folder)
     # The folder keeps the record of the command that began the search.
-    kept = [word for word in arguments if not word.startswith("run_dir=")]
-    return [*kept, cli.assignment("hydra.run.dir", folder), "hydra.output_subdir=null"]
+    words = [cli.assignment("resume", folder), cli.assignment("hydra.run.dir", folder)]
+    arguments = cli.replaced(arguments, "run_dir", [])
+    return cli.replaced(arguments, "resume", [*words, "hydra.output_subdir=null"])
 
 
 def _refuse_other_search(arguments: list[str], folder: Path) -> None:

@@ -47,7 +47,10 @@ class Landscape:
         self.meter.backward(len(self.parts[part]))
         return {
             name: torch.tensor(
-                [self.value({**assignment, name: k}) - self.value(assignment) for k in range(self.cost.shape[1])]
+                [
+                    self.value({**assignment, name: k}) - self.value(assignment)
+                    for k in range(self.cost.shape[1])
+                ]
             )
             for name in self.names
         }
@@ -146,7 +149,9 @@ def test_a_real_network_reaches_the_brute_force_neighbourhood() -> None:
     settings = RefineSettings(passes=500, screen=12, alternatives=2, confidence=0.0)
     found, _ = refine(evaluator, supernet.argmax(), settings)
     names = list(supernet.decisions)
-    every = [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(range(3), repeat=len(names))]
+    every = [
+        dict(zip(names, chosen, strict=True)) for chosen in itertools.product(range(3), repeat=len(names))
+    ]
     scores = [evaluator.measure(assignment, "refine") for assignment in every]
     reached = evaluator.measure(found, "refine")
     single = [evaluator.measure({**found, name: k}, "refine") for name in names for k in range(3)]

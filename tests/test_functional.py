@@ -55,7 +55,9 @@ def test_fake_quantize_is_torchs_per_channel(spec: QuantSpec, axis: int, seed: i
     torch.manual_seed(seed)
     shape = (3, 4, 5)
     scale = 10 ** (torch.rand(shape[axis]) * 4 - 3)
-    zero_point = torch.zeros_like(scale) if spec.symmetric else torch.randint(0, spec.qmax + 1, scale.shape).float()
+    zero_point = (
+        torch.zeros_like(scale) if spec.symmetric else torch.randint(0, spec.qmax + 1, scale.shape).float()
+    )
     wide = broadcast_channels(scale, 3, PerChannel(axis))
     x = away_from_ties(wide, shape, spec).requires_grad_()
     y = x.detach().clone().requires_grad_()

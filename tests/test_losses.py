@@ -44,7 +44,9 @@ def test_kl_has_the_gradient_of_kl_div() -> None:
     torch.testing.assert_close(ours.grad, theirs.grad / 12, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("distance", "torchs"), [(MeanSquaredError(), F.mse_loss), (MeanAbsoluteError(), F.l1_loss)])
+@pytest.mark.parametrize(
+    ("distance", "torchs"), [(MeanSquaredError(), F.mse_loss), (MeanAbsoluteError(), F.l1_loss)]
+)
 def test_image_distances_are_torchs(distance: Distance, torchs: object) -> None:
     output, reference = torch.randn(4, 3, 5, 6), torch.randn(4, 3, 5, 6)
     found = distance.per_sample(output, reference)

@@ -64,7 +64,7 @@ def test_what_was_measured_is_not_run_again_but_counted() -> None:
 
 
 def test_soft_distance_follows_the_logits() -> None:
-    evaluator, inputs = ready()
+    evaluator, _ = ready()
     assignment = every_other(evaluator.supernet)
     for name, decision in evaluator.supernet.decisions.items():
         decision.logits.data[assignment[name]] = 60.0

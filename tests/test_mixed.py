@@ -24,7 +24,10 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv2d unbatched": (lambda: nn.Conv2d(2, 3, 3), (2, 5, 5)),
     "conv3d": (lambda: nn.Conv3d(2, 3, 2, stride=(1, 2, 1)), (2, 2, 3, 4, 4)),
     "transposed1d": (lambda: nn.ConvTranspose1d(3, 2, 3, stride=2), (2, 3, 5)),
-    "transposed2d": (lambda: nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1, output_padding=1), (2, 3, 4, 4)),
+    "transposed2d": (
+        lambda: nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1, output_padding=1),
+        (2, 3, 4, 4),
+    ),
     "transposed2d grouped": (lambda: nn.ConvTranspose2d(4, 6, 2, groups=2, dilation=2), (2, 4, 4, 4)),
     "transposed3d": (lambda: nn.ConvTranspose3d(2, 2, 2), (1, 2, 3, 3, 3)),
     "linear": (lambda: nn.Linear(7, 5), (3, 7)),
@@ -43,7 +46,9 @@ def options(axis: int) -> list[Candidate]:
     ]
 
 
-def attached(plain: nn.Module, x: Tensor, symmetric_only: bool = False) -> tuple[nn.Module, MixedWeight, MixedActivation]:
+def attached(
+    plain: nn.Module, x: Tensor, symmetric_only: bool = False
+) -> tuple[nn.Module, MixedWeight, MixedActivation]:
     """A copy of ``plain`` with calibrated mixtures on weight and input, logits not uniform."""
     layer = copy.deepcopy(plain).requires_grad_(False)
     info = describe("layer", layer)
@@ -64,7 +69,9 @@ def attached(plain: nn.Module, x: Tensor, symmetric_only: bool = False) -> tuple
     return layer, weight, activation
 
 
-def explicit_sum(plain: nn.Module, weight: MixedWeight, activation: MixedActivation, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def explicit_sum(
+    plain: nn.Module, weight: MixedWeight, activation: MixedActivation, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """``sum_ij alpha_i beta_j layer(R_i(x), Q_j(W))`` in fp64, one layer call a pair; and the logits."""
     double = copy.deepcopy(plain).double()
     logits = [q.decision.logits.detach().double().requires_grad_() for q in (weight, activation)]
@@ -122,9 +129,7 @@ def test_one_hot_mixture_is_the_discrete_layer_bit_for_bit(kind: str) -> None:
             mixed = layer(x1)
             weight.mode = activation.mode = Mode.DISCRETE
             discrete = layer(x2)
-            fixed = functional_call(
-                plain, {"weight": weight[j](plain.weight.detach())}, (activation[i](x),)
-            )
+            fixed = functional_call(plain, {"weight": weight[j](plain.weight.detach())}, (activation[i](x),))
             assert torch.equal(mixed, discrete) and torch.equal(discrete, fixed)
             g = torch.randn_like(mixed)
             mixed.backward(g)

@@ -34,7 +34,9 @@ class Case:
             spec = QuantSpec(bits, symmetric, granularity)
             channels = self.shape[self.axis % len(self.shape)] if per_channel else 1
             scale = 10 ** (torch.rand(channels) - 1 + self.decades)
-            zero = torch.zeros(channels) if symmetric else torch.randint(0, spec.qmax + 1, (channels,)).float()
+            zero = (
+                torch.zeros(channels) if symmetric else torch.randint(0, spec.qmax + 1, (channels,)).float()
+            )
             grids.append(
                 Grid(
                     broadcast_channels(scale, len(self.shape), granularity),

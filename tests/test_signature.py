@@ -21,9 +21,13 @@ tensors = st.builds(
 leaves = tensors | st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-2, 2) | st.text(max_size=3)
 trees = st.recursive(
     leaves,
-    lambda inner: st.lists(inner, max_size=3)
-    | st.lists(inner, max_size=3).map(tuple)
-    | st.dictionaries(st.text(max_size=6) | st.sampled_from(["shape", "dtype", "value"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(
+            st.text(max_size=6) | st.sampled_from(["shape", "dtype", "value"]), inner, max_size=3
+        )
+    ),
     max_leaves=6,
 )
 

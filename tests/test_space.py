@@ -45,9 +45,7 @@ def test_channel_axis_is_the_layers_own() -> None:
 
 
 def test_same_choice_of_two_layers_has_the_same_kind() -> None:
-    kinds = {
-        Candidate.of("minmax", QuantSpec(4, True, PerChannel(axis))).kind for axis in (0, 1, -1)
-    }
+    kinds = {Candidate.of("minmax", QuantSpec(4, True, PerChannel(axis))).kind for axis in (0, 1, -1)}
     assert kinds == {CHANNEL.kind} and TENSOR.kind != CHANNEL.kind
 
 

@@ -96,7 +96,13 @@ def _stream(
     evaluator: Evaluator, stream: Iterable[Any], contexts: Mapping[str, Context], validation: Validation
 ) -> Measured:
     measured = measure_stream(
-        evaluator.supernet, stream, contexts, evaluator.distance, validation.metric, evaluator.device
+        evaluator.supernet,
+        stream,
+        contexts,
+        evaluator.distance,
+        validation.metric,
+        evaluator.device,
+        lambda count: evaluator.check(),
     )
     for row in measured.values():
         if "metric" in row:

@@ -31,13 +31,13 @@ class PTQSettings:
             history measures the discrete network (0: never).
     """
 
-    steps: int = 80
-    batch_size: int = 64
-    learning_rate: float = 0.1
+    steps: int = 150
+    batch_size: int = 32
+    learning_rate: float = 0.3
     schedule: Schedule = field(default_factory=GumbelSchedule)
     distance: Distance | None = None
     loss: SearchLoss | None = None
-    parts: tuple[float, float, float] = (0.5, 0.25, 0.25)
+    parts: tuple[float, float, float] = (0.4, 0.4, 0.2)
     refine: RefineSettings = field(default_factory=RefineSettings)
     finalists: int = 4
     oracle: bool = False
@@ -47,6 +47,7 @@ class PTQSettings:
     discrete_images: int = 32
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))  # a list where a file gave them
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise UserError(f"method.{name}={getattr(self, name)!r}: expected a positive number")

@@ -20,9 +20,7 @@ from tests.support.nets import calibrated, cnn, evaluator_of, images
 PARTS = {"search": [11, 2, 7, 4, 9, 0, 5, 1], "refine": [3, 6], "select": [8, 10]}
 
 
-@given(
-    st.integers(1, 40), st.integers(1, 50), st.integers(0, 10**6), st.integers(0, 5)
-)
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 10**6), st.integers(0, 5))
 def test_every_epoch_is_a_permutation(size: int, batch_size: int, seed: int, epoch: int) -> None:
     part = [3 * index + 1 for index in range(size)]
     plan = StepBatches(part, batch_size, steps=10**6, seed=seed)
@@ -110,7 +108,9 @@ def test_entropy_penalty_enters_with_its_weight() -> None:
     torch.testing.assert_close(total, loss)  # progress 0: not yet
     module.schedule = Pressed()
     total = module.training_step(StepBatches(PARTS["search"], 4, 2, seed=7).at(0), 0)
-    entropies = [torch.distributions.Categorical(logits=d.logits).entropy() for d in supernet.decisions.values()]
+    entropies = [
+        torch.distributions.Categorical(logits=d.logits).entropy() for d in supernet.decisions.values()
+    ]
     torch.testing.assert_close(total, loss + 2.5 * torch.stack(entropies).mean())
 
 

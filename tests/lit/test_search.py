@@ -85,7 +85,9 @@ def test_same_seed_same_everything_other_seed_other_order() -> None:
 
     assert choices(first) == choices(again)
     assert first.bundle.tensors.keys() == again.bundle.tensors.keys()
-    assert all(torch.equal(first.bundle.tensors[key], again.bundle.tensors[key]) for key in first.bundle.tensors)
+    assert all(
+        torch.equal(first.bundle.tensors[key], again.bundle.tensors[key]) for key in first.bundle.tensors
+    )
     for a, b in zip(first.supernet.arch_parameters(), again.supernet.arch_parameters(), strict=True):
         assert torch.equal(a, b)
     losses = [[row["soft_loss"] for row in result.history] for result in (first, again, other)]
@@ -224,7 +226,9 @@ def test_refinement_alone_finds_it_too() -> None:
     tensor, channel = QuantSpec(4, False, PerTensor()), QuantSpec(8, True, PerChannel(0))
     options = (Candidate.of("minmax", tensor), Candidate.of("percentile", tensor, {"p": 85.0}))
     space = SearchSpace("known", (Rule((Candidate.of("minmax", channel),), options),))
-    settings = PTQSettings(steps=1, batch_size=16, learning_rate=1e-9, loss=lambda output, *rest: output.sum() * 0)
+    settings = PTQSettings(
+        steps=1, batch_size=16, learning_rate=1e-9, loss=lambda output, *rest: output.sum() * 0
+    )
     result = search_ptq(model, inputs, space, settings)
     assert set(result.supernet.argmax().values()) == {0}
     assert result.bundle.strategy.layers["outliers"].activation.algorithm == "percentile"
@@ -257,7 +261,9 @@ def test_validation_rows_are_those_of_the_networks_themselves() -> None:
             found = result.metrics[row]["validation"]
             logits = network(x)
             assert found["top1"] == pytest.approx(float((logits.argmax(1) == y).float().mean()))
-            assert found["distance"] == pytest.approx(float(KLDivergence()(logits, model(x))), abs=1e-5, rel=1e-3)
+            assert found["distance"] == pytest.approx(
+                float(KLDivergence()(logits, model(x))), abs=1e-5, rel=1e-3
+            )
             assert found["count"] == 20
         # The oracle is the best of all uniform strategies on the validation data.
         weights = [d for n, d in result.supernet.decisions.items() if n.endswith("weight")]
@@ -267,7 +273,9 @@ def test_validation_rows_are_those_of_the_networks_themselves() -> None:
             assignment = {d.name: w for d in weights} | {d.name: a for d in inputs_}
             with result.supernet.assign(assignment):
                 best = min(best, float(KLDivergence()(result.supernet(x), model(x))))
-    assert result.metrics["oracle_uniform"]["validation"]["distance"] == pytest.approx(best, rel=0.05, abs=1e-4)
+    assert result.metrics["oracle_uniform"]["validation"]["distance"] == pytest.approx(
+        best, rel=0.05, abs=1e-4
+    )
 
 
 def test_task_loss_and_image_distance() -> None:

@@ -23,7 +23,9 @@ TWO = ("minmax", {"name": "percentile", "p": 70.0})
 THREE = (*TWO, "mse")
 
 
-def small_space(bits: int | Sequence[int] = 3, algorithms: Sequence[Any] = TWO, **options: Any) -> SearchSpace:
+def small_space(
+    bits: int | Sequence[int] = 3, algorithms: Sequence[Any] = TWO, **options: Any
+) -> SearchSpace:
     """A few algorithms for weights and activations."""
     return uniform(bits, bits, algorithms, algorithms, **options)
 

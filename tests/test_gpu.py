@@ -1,0 +1,62 @@
+"""The same search on a CUDA device."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import dqss
+from dqss.apply import apply_strategy
+from dqss.discretize import RefineSettings
+from dqss.lit.search import search_ptq
+from dqss.lit.settings import PTQSettings
+from tests.support.nets import calibrated, cnn, every_other, images, small_space
+
+pytestmark = pytest.mark.gpu
+
+SETTINGS = PTQSettings(steps=6, batch_size=8, refine=RefineSettings(passes=4), discrete_every=3)
+
+
+def test_search_on_cuda(tmp_path: Path) -> None:
+    model, inputs = cnn(), images(32)
+    result = search_ptq(model, inputs, small_space(3), SETTINGS, run_dir=tmp_path / "cuda")
+    assert next(result.supernet.parameters()).is_cuda
+    assert all(not parameter.is_cuda for parameter in model.parameters())  # the user's stays where it was
+    for row in ("float", "best_uniform", "argmax", "refined", "searched", "soft"):
+        assert math.isfinite(result.metrics[row]["selection"]["distance"])
+    searched, best = (result.metrics[row]["selection"]["distance"] for row in ("searched", "best_uniform"))
+    assert searched <= best
+    cpu = search_ptq(model, inputs, small_space(3), SETTINGS, trainer={"accelerator": "cpu"})
+    ours, theirs = (found.bundle.strategy.model_dump() for found in (result, cpu))
+    assert ours.keys() == theirs.keys() and ours["layers"].keys() == theirs["layers"].keys()
+    assert ours["model"]["tensors"] == theirs["model"]["tensors"]
+
+    loaded = dqss.load(tmp_path / "cuda")
+    on_cpu, on_cuda = apply_strategy(model, loaded), apply_strategy(copy.deepcopy(model).cuda(), loaded)
+    chosen = result.discretized.assignments[result.discretized.exported]
+    with torch.no_grad(), result.supernet.assign(chosen):
+        wanted = result.supernet(inputs.cuda())
+        torch.testing.assert_close(on_cuda(inputs.cuda()), wanted)
+        # A value at a tie may round to the other side on another device.
+        near = (on_cpu(inputs) - wanted.cpu()).abs() < 1e-3 * wanted.abs().max().cpu()
+        assert near.float().mean() > 0.9
+
+
+def test_moving_a_calibrated_supernet() -> None:
+    supernet, batch = calibrated(cnn(), images(8)), images(8)
+    assignment = every_other(supernet)
+    with torch.no_grad(), supernet.assign(assignment):
+        wanted = supernet(batch)
+        found = supernet.cuda()(batch.cuda()).cpu()
+        again = supernet.cpu()(batch)
+    assert torch.equal(again, wanted)
+    assert ((found - wanted).abs() < 1e-3 * wanted.abs().max()).float().mean() > 0.9
+
+
+def test_same_seed_same_strategy_on_cuda() -> None:
+    model, inputs = cnn(), images(32)
+    results = [search_ptq(model, inputs, small_space(3), SETTINGS, seed=2) for _ in range(2)]
+    choices = [list(result.bundle.strategy.choices()) for result in results]
+    assert [c[:2] for c in choices[0]] == [c[:2] for c in choices[1]]
