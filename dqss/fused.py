@@ -10,6 +10,7 @@ bounds of ``code - zero_point``; ``weights`` ``[K]``. C is 1 per tensor.
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -73,6 +74,8 @@ class _Kernel:
         if size < SMALL or _Kernel.broken or not _Kernel.enabled:
             return self.eager(*args)
         if self.compiled is None:
+            # It reports a CUDA toolkit without a GPU as if that were trouble.
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             self.compiled = torch.compile(self.eager, dynamic=True)
         try:
             return self.compiled(*args)

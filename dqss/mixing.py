@@ -49,7 +49,8 @@ class _MixFakeQuantize(torch.autograd.Function):
         ctx.save_for_backward(x, weights, *stacked)
         ctx.axis = axis
         mixed = fused.mix(x.numel(), _blocks(x, axis), weights, *stacked)
-        return mixed.reshape(x.shape).to(x.dtype)
+        result: Tensor = mixed.reshape(x.shape).to(x.dtype)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
@@ -71,7 +72,8 @@ def mix_fake_quantize(x: Tensor, weights: Tensor, grids: Sequence[Grid]) -> Tens
         A tensor like ``x``. A one-hot ``weights`` gives exactly that candidate, in value and in
         the gradient of ``x``.
     """
-    return _MixFakeQuantize.apply(x, weights, tuple(grids))
+    result: Tensor = _MixFakeQuantize.apply(x, weights, tuple(grids))
+    return result
 
 
 def mix_fake_quantize_reference(x: Tensor, weights: Tensor, grids: Sequence[Grid]) -> Tensor:
@@ -168,7 +170,9 @@ class _MixCodes(torch.autograd.Function):
 
 def mix_codes(weights: Tensor, codes: CodeStack | Sequence[Codes]) -> Tensor:
     """``sum_k weights[k] * codes[k].dequantize()`` for a frozen weight; fp32, shape of the weight."""
-    return _MixCodes.apply(weights, codes if isinstance(codes, CodeStack) else CodeStack.of(codes))
+    stack = codes if isinstance(codes, CodeStack) else CodeStack.of(codes)
+    result: Tensor = _MixCodes.apply(weights, stack)
+    return result
 
 
 def _channel_axis(parts: Sequence[Grid] | Sequence[Codes]) -> tuple[int | None, int]:

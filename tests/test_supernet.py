@@ -76,7 +76,8 @@ def test_every_decision_gets_a_gradient(case: tuple[nn.Module, Any]) -> None:
         output(supernet, batch).square().sum().backward()
     for name, decision in supernet.decisions.items():
         assert decision.logits.grad is not None and decision.logits.grad.abs().max() > 0, name
-        assert abs(float(decision.logits.grad.sum())) <= 1e-4 * float(decision.logits.grad.abs().max())
+        # Shifting all logits changes nothing.
+        assert abs(float(decision.logits.grad.sum())) <= 1e-3 * float(decision.logits.grad.abs().max()) + 1e-6
     assert all(parameter.grad is None for parameter in supernet.network_parameters())
 
 

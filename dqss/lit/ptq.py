@@ -90,7 +90,9 @@ class PTQSearch(pl.LightningModule):
 
         Sampled gradients are noisy: with a constant rate the last few steps would decide.
         """
-        optimizer = torch.optim.Adam(self.supernet.arch_parameters(), lr=self.learning_rate, betas=(0.9, 0.99))
+        optimizer = torch.optim.Adam(
+            self.supernet.arch_parameters(), lr=self.learning_rate, betas=(0.9, 0.99)
+        )
         steps = self.batches.steps
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}

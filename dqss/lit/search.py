@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from dqss.lit.settings import PTQSettings
 from dqss.losses import default_distance
 from dqss.measure import Evaluator, Meter, batches, home, to_device
 from dqss.prepare import Prepared, prepare
+from dqss.prepare.modules import canonical_name, unwrap
 from dqss.progress import Reporter
 from dqss.samples import Samples, split
 from dqss.space import SearchSpace
@@ -150,7 +151,9 @@ def search_ptq(
         outcome.assignments[outcome.exported],
         prepared,
         info
-        or ModelInfo(source="python", name=type(model).__name__, weights_sha256="", tensors={}, prepare=[]),
+        or ModelInfo(
+            source="python", name=type(unwrap(model)).__name__, weights_sha256="", tensors={}, prepare=[]
+        ),
         samples.batch(evaluator.parts["search"][:1]),
         dqss=__version__,
         created=utc_now(),
@@ -186,9 +189,7 @@ def build(
     parts = dict(zip(PARTS, split(len(samples), settings.parts, seed), strict=True))
     size = settings.batch_size if samples.uniform else 1
     known = sorted([*parts["search"], *parts["refine"]])
-    left_out = {
-        name for name, (_, layer) in searchable_layers(model).items() if space.candidates(layer) is None
-    }
+    left_out = _left_out(model, space)
     first = samples.batch(known[:size])
     prepared = prepare(model, to_device(first, home(model)), skip=lambda name: name in left_out)
     prepared.model.to(device)
@@ -212,6 +213,15 @@ def build(
     if folder is not None:
         search_identity(prepared, samples, supernet, settings, distance, seed).check(journal)
     return prepared, evaluator
+
+
+def _left_out(model: nn.Module, space: SearchSpace) -> set[str]:
+    """Names of the layers that stay in float, as they are once ``prepare`` has unwrapped them."""
+    layers = (
+        replace(info, name=canonical_name(model, name))
+        for name, (_, info) in searchable_layers(model).items()
+    )
+    return {info.name for info in layers if space.candidates(info) is None}
 
 
 def _fit(

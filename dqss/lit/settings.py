@@ -39,7 +39,7 @@ class PTQSettings:
     loss: SearchLoss | None = None
     parts: tuple[float, float, float] = (0.4, 0.4, 0.2)
     refine: RefineSettings = field(default_factory=RefineSettings)
-    finalists: int = 4
+    finalists: int = 8
     oracle: bool = False
     max_minutes: float | None = None
     checkpoint_every: int = 10

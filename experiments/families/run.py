@@ -135,22 +135,31 @@ def make_model(entry: Entry, seed: int = 0) -> nn.Module:
     else:
         model = importlib.import_module("torchvision").models.get_model(entry.model, **entry.arguments)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.numel() > 1 and parameter.min() == parameter.max():
-                middle = float(parameter.flatten()[0]) if parameter.ndim < 2 else 0.0
-                spread = 0.02 if parameter.ndim > 1 else 0.2
-                parameter.copy_((middle if abs(middle) > 0.1 else 0.0) + spread * torch.randn(parameter.shape))
-        norms = [m for m in model.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.train().momentum = 1.0
-        model(torch.randn(4, 3, entry.size, entry.size))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.eval().momentum = momentum
-            if norm.running_mean is not None and norm.running_var is not None:
-                norm.running_mean.add_(0.1 * norm.running_var.sqrt() * torch.randn(norm.num_features))
-                norm.running_var.mul_(torch.empty(norm.num_features).uniform_(0.8, 1.25)).add_(1e-3)
+        _draw_constants(model)
+        _observe_norms(model, torch.randn(4, 3, entry.size, entry.size))
     return model.eval()
+
+
+def _draw_constants(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.numel() and parameter.min() == parameter.max():
+            start = float(parameter.flatten()[0])
+            middle = start if parameter.ndim < 2 and abs(start) > 0.1 else 0.0
+            spread = 0.02 if parameter.ndim > 1 else 0.2
+            parameter.copy_(middle + spread * torch.randn(parameter.shape))
+
+
+def _observe_norms(model: nn.Module, images: Tensor) -> None:
+    norms = [m for m in model.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum
+        if norm.running_mean is not None and norm.running_var is not None:
+            norm.running_mean.add_(0.1 * norm.running_var.sqrt() * torch.randn(norm.num_features))
+            norm.running_var.mul_(torch.empty(norm.num_features).uniform_(0.8, 1.25)).add_(1e-3)
 
 
 class _Multiplied(TorchDispatchMode):
@@ -277,10 +286,12 @@ def wanted(entries: Sequence[Entry], names: Sequence[str]) -> Iterator[Entry]:
 
 def main() -> None:
     """Fill in the missing rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", help="only these (default: all of models.txt)")
     parser.add_argument("--again", action="store_true", help="also where there is a row")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds a model")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds a model")
     parser.add_argument("--results", type=Path, default=HERE / "results.csv")
     options = parser.parse_args()
     entries, rows = read_entries(HERE / "models.txt"), read_rows(options.results)
