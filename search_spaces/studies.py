@@ -31,10 +31,11 @@ def eight(bits: int) -> SearchSpace:
         "aciq_gaussian",
         "aciq_laplace",
     ]
-    return uniform(
+    space: SearchSpace = uniform(
         bits,
         bits,
         weight_algorithms=weights,
         activation_algorithms=activations,
         name=f"studies.eight({bits})",
     )
+    return space
