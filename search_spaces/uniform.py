@@ -51,6 +51,7 @@ def uniform(
     skip: Sequence[str] = (),
     skip_types: Sequence[str] = (),
     force: Sequence[str] = (),
+    force_types: Sequence[str] = (),
     name: str = "uniform",
 ) -> SearchSpace:
     """Every algorithm at every bit-width, for all layers.
@@ -63,7 +64,8 @@ def uniform(
         weight_symmetric, activation_symmetric: signed grid around zero, or affine.
         skip: shell patterns of layer names that stay in float.
         skip_types: class names whose layers stay in float.
-        force: patterns of layers that are searched although ``skip`` or ``skip_types`` say no.
+        force, force_types: patterns and class names of layers that are searched although
+            ``skip`` or ``skip_types`` say no.
         name: recorded in the strategy.
 
     Raises:
@@ -81,6 +83,8 @@ def uniform(
     rules = []
     if force:
         rules.append(Rule(weight, activation, names=tuple(force)))
+    if force_types:
+        rules.append(Rule(weight, activation, types=tuple(force_types)))
     if skip:
         rules.append(Rule(names=tuple(skip), skip=True))
     if skip_types:

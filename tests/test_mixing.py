@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dqss import fused
 from dqss.decision import StraightThroughGumbel
 from dqss.functional import broadcast_channels, fake_quantize, quantize
 from dqss.mixing import Codes, Grid, mix_codes, mix_fake_quantize, mix_fake_quantize_reference
@@ -167,3 +168,68 @@ def test_codes_at_rest_are_exact_and_small(bits: int, symmetric: bool) -> None:
     assert bits > 8 or codes.integers.element_size() == 1
     assert torch.equal(codes.dequantize(), fake_quantize(x, scale, zero, spec))
     assert torch.equal(mix_codes(torch.ones(1), [codes]), codes.dequantize())
+
+
+LARGE = Case((3, 5, 400), 1, [(4, True, True), (3, False, False), (2, False, True)], 0.0, 7, torch.float32)
+"""Above :data:`dqss.fused.SMALL`, so that the compiled kernels run."""
+
+
+def everything(case: Case) -> dict[str, Tensor]:
+    """Every value and gradient of both mixtures, soft and one-hot."""
+    x, soft, grids = case.build()
+    found: dict[str, Tensor] = {}
+    g = torch.randn(case.shape)
+    for name, weights in {
+        "soft": soft,
+        **{f"hot{k}": w for k, w in enumerate(torch.eye(len(grids)))},
+    }.items():
+        x1, w1, w2 = (
+            x.clone().requires_grad_(),
+            weights.clone().requires_grad_(),
+            weights.clone().requires_grad_(),
+        )
+        mixed, weight = mix_fake_quantize(x1, w1, grids), mix_codes(w2, packed(x, grids))
+        (mixed * g).sum().backward()
+        (weight * g).sum().backward()
+        parts = {
+            "mixed": mixed,
+            "weight": weight,
+            "x": x1.grad,
+            "w of mixed": w1.grad,
+            "w of weight": w2.grad,
+        }
+        found |= {f"{name}: {key}": value.detach() for key, value in parts.items() if value is not None}
+    return found
+
+
+def test_fused_kernels_do_what_the_eager_ones_do() -> None:
+    assert torch.Size(LARGE.shape).numel() >= fused.SMALL
+    with fused.fused(False):
+        wanted = everything(LARGE)
+    with fused.fused(True):
+        found = everything(LARGE)
+    size = torch.Size(LARGE.shape).numel()
+    for name, value in wanted.items():
+        if "soft" in name or "w of" in name:
+            # Sums in another order; products may be fused with them.
+            bound = 1e-6 * size**0.5 * float(value.abs().max()) if "w of" in name else 1e-5
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=bound)
+        else:
+            assert torch.equal(found[name], value), name
+
+
+def test_without_a_compiler_the_eager_kernels_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fused.fused(False):
+        wanted = everything(LARGE)
+
+    def missing(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no C++ compiler found\n" + 40 * "many more lines\n")
+
+    kernel = type(fused.mix)
+    monkeypatch.setattr(kernel, "broken", False)
+    for name in ("mix", "mix_backward", "mix_codes", "mix_codes_backward"):
+        monkeypatch.setattr(getattr(fused, name), "compiled", missing)
+    with fused.fused(True), pytest.warns(UserWarning, match="no C.. compiler found$") as caught:
+        found = everything(LARGE)
+    assert len(caught) == 1
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)

@@ -119,6 +119,7 @@ def test_only_logits_move_and_dropout_sleeps() -> None:
     module = search(GumbelSchedule(), steps=3, model=nn.Sequential(*layers))
     names = {name for name, _ in module.named_parameters() if name.endswith("decision.logits")}
     before = {name: value.clone() for name, value in module.state_dict().items()}
+    module.train()  # as some versions of Lightning do
     fit(module)
     assert not any(part.training for part in module.supernet.model)
     assert len(names) == len(module.supernet.arch_parameters())
