@@ -82,7 +82,7 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
     """Rebuild the quantized network that was searched, bit for bit on the CPU.
 
     Needs no data. ``model`` is not changed; the result is a plain module in ``eval()`` whose
-    weights hold their quantized values and whose layers quantize their input.
+    weights hold their quantized values, frozen, and whose layers quantize their input.
 
     Args:
         model: the trained float network, as it was given to the search.
@@ -117,7 +117,8 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
             shape = input_shape(module, info)
             quantizer = _quantizer(bundle, name, "activation", choice.activation, shape)
             attach_input(module, quantizer.to(home(module)))
-    return fixed.eval()
+    # As in the supernet: torch chooses kernels, and so roundings, by what requires gradients.
+    return fixed.eval().requires_grad_(False)
 
 
 def _quantizer(

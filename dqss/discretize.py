@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf, isnan
 from statistics import stdev
 
 from dqss.errors import UserError
@@ -70,8 +71,8 @@ def discretize(
     contenders: dict[str, Assignment] = {"refined": refined, "argmax": argmax}
     contenders.update({name: uniform[name] for name in names})
     selection = {name: evaluator.measure(found, "select") for name, found in contenders.items()}
-    exported = min(selection, key=lambda name: selection[name])
-    best_uniform = min(names, key=lambda name: selection[name]) if names else None
+    exported = min(selection, key=lambda name: _finite(selection[name]))
+    best_uniform = min(names, key=lambda name: _finite(selection[name])) if names else None
     return Discretized(contenders, selection, exported, best_uniform, changes)
 
 
@@ -135,6 +136,11 @@ def _proposals(evaluator: Evaluator, current: Assignment, alternatives: int) -> 
         order = [index for index in effect.argsort().tolist() if index != current[name]]
         ranked += [(float(effect[index]), name, index) for index in order[:alternatives]]
     return [(name, index) for _, name, index in sorted(ranked)]
+
+
+def _finite(distance: float) -> float:
+    """NaN compares with nothing: a network that gives it is the worst of all."""
+    return inf if isnan(distance) else distance
 
 
 def _mean(values: list[float]) -> float:

@@ -43,14 +43,20 @@ def describe_inputs(inputs: Any) -> dict[str, Any]:
 
 
 def example_inputs(signature: Mapping[str, Any]) -> Any:
-    """Zeros of the shapes and types that :func:`describe_inputs` wrote down.
+    """Inputs of the shapes and types that :func:`describe_inputs` wrote down.
+
+    Real numbers are noise (the same each time), so that branches on an input's size are taken as
+    real inputs would; integers are zero, which is a valid index into anything.
 
     Raises:
         StrategyError: for a signature that it did not write.
     """
     match signature:
         case {"shape": [*shape], "dtype": str(name)} if name in _DTYPES:
-            return torch.zeros([int(size) for size in shape], dtype=_DTYPES[name])
+            found = torch.zeros([int(size) for size in shape], dtype=_DTYPES[name])
+            if found.is_floating_point():
+                found.normal_(generator=torch.Generator().manual_seed(0))
+            return found
         case {"dict": dict(entries)}:
             return {key: example_inputs(value) for key, value in entries.items()}
         case {"tuple": [*entries]}:

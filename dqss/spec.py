@@ -76,7 +76,7 @@ class Candidate:
     @property
     def method(self) -> str:
         """The algorithm with its parameters, without the grid: ``percentile(p=99.9)``."""
-        inside = ", ".join(f"{key}={value:g}" for key, value in self.params)
+        inside = ", ".join(f"{key}={value:.12g}" for key, value in self.params)
         return f"{self.algorithm}({inside})" if inside else self.algorithm
 
     @property

@@ -6,7 +6,9 @@ it may never be worse than on the selection part.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from math import inf, isnan
 
 from dqss.measure import Evaluator
 from dqss.spec import Candidate
@@ -19,7 +21,8 @@ def uniform_assignments(supernet: Supernet) -> dict[str, Assignment]:
     """Every pair (weight candidate, activation candidate) as an assignment of all decisions.
 
     A decision without that very candidate (say, a first layer kept at 8 bits) takes the same
-    algorithm at the nearest bits; pairs that some decision cannot follow at all are left out.
+    algorithm at the nearest bits; pairs that some decision cannot follow at all are left out,
+    and so are pairs that come to the same assignment as an earlier one.
     """
     weights = _distinct(
         [layer.weight.decision.options for layer in supernet.layers.values() if layer.weight is not None]
@@ -35,7 +38,7 @@ def uniform_assignments(supernet: Supernet) -> dict[str, Assignment]:
     for weight in weights or [None]:
         for activation in activations or [None]:
             assignment = _follow(supernet, weight, activation)
-            if assignment is not None:
+            if assignment is not None and assignment not in found.values():
                 found[pair_name(weight, activation)] = assignment
     return found
 
@@ -55,7 +58,7 @@ def screen(evaluator: Evaluator, uniform: dict[str, Assignment], finalists: int)
     alive, count = list(uniform), FIRST_RUNG
     while True:
         scores = {name: evaluator.measure(uniform[name], "refine", count) for name in alive}
-        alive.sort(key=lambda name: scores[name])
+        alive.sort(key=lambda name: inf if isnan(scores[name]) else scores[name])
         if len(alive) <= finalists:
             return alive
         alive = alive[: max(finalists, len(alive) // RUNG_FACTOR)]
@@ -63,12 +66,15 @@ def screen(evaluator: Evaluator, uniform: dict[str, Assignment], finalists: int)
 
 
 def _distinct(options: Sequence[Sequence[object]]) -> list[Candidate | None]:
+    """The different candidates of all decisions, those that most decisions have first."""
     seen: dict[tuple[object, ...], Candidate | None] = {}
+    count: Counter[tuple[object, ...]] = Counter()
     for choices in options:
         for candidate in choices:
             assert isinstance(candidate, Candidate)
             seen.setdefault(candidate.kind, candidate)
-    return list(seen.values())
+            count[candidate.kind] += 1
+    return [seen[kind] for kind in sorted(seen, key=lambda kind: -count[kind])]
 
 
 def _follow(supernet: Supernet, weight: Candidate | None, activation: Candidate | None) -> Assignment | None:

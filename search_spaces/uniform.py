@@ -95,10 +95,12 @@ def uniform(
 def _candidates(
     algorithms: Algorithms, bits: int | Sequence[int], granularity: str, symmetric: bool
 ) -> tuple[Candidate, ...]:
-    widths = [bits] if isinstance(bits, int) else list(bits)
+    widths = [bits] if isinstance(bits, (int, float)) else list(bits)
     for width in widths:
-        if not isinstance(width, int) or not MIN_BITS <= width <= MAX_BITS:
+        if isinstance(width, bool) or not isinstance(width, int) or not MIN_BITS <= width <= MAX_BITS:
             raise SearchSpaceError(f"bits={width!r}: expected an integer from {MIN_BITS} to {MAX_BITS}")
+    if not widths:
+        raise SearchSpaceError("bits=[]: expected at least one width")
     grain = _granularity(granularity)
     return tuple(
         Candidate.of(name, QuantSpec(width, symmetric, grain), params)
@@ -115,6 +117,8 @@ def _granularity(word: str) -> Granularity:
 
 
 def _algorithms(algorithms: Algorithms) -> list[tuple[str, dict[str, float]]]:
+    if not isinstance(algorithms, Sequence) or isinstance(algorithms, str):
+        raise SearchSpaceError(f"algorithms={algorithms!r}: expected a list, such as [{algorithms!r}]")
     found: list[tuple[str, dict[str, float]]] = []
     for entry in algorithms:
         if isinstance(entry, str):

@@ -19,7 +19,7 @@ settings.register_profile("dqss", deadline=None, derandomize=True, database=None
 settings.load_profile("dqss")
 
 # Sums depend on the number of threads; tests that compare bits want one number on every machine.
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,8 @@ from dqss.bundle import Bundle
 from dqss.calls import call_model
 from dqss.errors import StrategyError
 from dqss.layers import searchable_layers
+from dqss.lit.search import search_ptq
+from dqss.lit.settings import PTQSettings
 from dqss.prepare import fingerprint, prepare
 from dqss.supernet import Supernet
 from tests.support.nets import (
@@ -211,3 +213,29 @@ def test_the_batch_need_not_have_the_recorded_size() -> None:
     applied = apply_strategy(model, bundle_of(prepared, supernet, supernet.argmax(), batch[:1]))
     with supernet.mode("discrete"):
         assert torch.equal(applied(batch), supernet(batch))
+
+
+class Branching(nn.Module):
+    """Its batch norm follows the convolution only for inputs that are not too small."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__()
+        self.least = least
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+        nn.init.normal_(self.norm.running_mean)
+        nn.init.uniform_(self.norm.running_var, 0.1, 9.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if x.abs().mean() > self.least:
+            y = self.norm(y)
+        return self.head(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("least", [0.0, 2.0])
+def test_what_was_folded_does_not_depend_on_the_inputs_that_apply_makes_up(least: float) -> None:
+    inputs = 5 * torch.randn(12, 3, 6, 6)
+    result = search_ptq(Branching(least).eval(), inputs, small_space(), PTQSettings(steps=2, batch_size=4))
+    assignment = result.discretized.assignments[result.discretized.exported]
+    with torch.no_grad(), result.supernet.assign(assignment):
+        assert torch.equal(result.quantized()(inputs), result.supernet(inputs))

@@ -16,7 +16,7 @@ from dqss import PTQSettings, apply_strategy, search_ptq
 from dqss.discretize import RefineSettings
 from dqss.errors import ModelError
 from dqss.lit.search import SearchResult
-from dqss.space import SearchSpace
+from dqss.space import Rule, SearchSpace
 from tests.support.nets import cnn, images, small_space
 
 STUDY = Path(__file__).resolve().parent.parent / "experiments" / "families"
@@ -158,6 +158,25 @@ def test_normalized_weights_are_quantized_as_they_are_multiplied(
     limits = product[1].detach().flatten(1).abs().amax(1) / 3  # three bits: -3 to 3
     assert (scale <= limits * (1 + 1e-5)).all()
     assert applied_as_simulated(result, images(2))
+
+
+class MixesHeads(nn.Module):
+    """A layer over a strided view, for which torch has two kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift = nn.Conv2d(3, 2, 1)
+        self.mix = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(self.lift(x).permute(0, 2, 3, 1)).flatten(1)
+
+
+def test_layers_left_in_float_are_rounded_as_in_the_search() -> None:
+    """Torch chooses the kernel of ``mix`` by whether its weight requires gradients."""
+    weight = small_space().rules[-1].weight
+    space = SearchSpace("weights", (Rule(names=("mix",), skip=True), Rule(weight=weight)))
+    assert applied_as_simulated(searched(MixesHeads().eval(), space), images(2))
 
 
 class Attention(nn.Module):

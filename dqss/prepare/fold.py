@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dqss.prepare.modules import Layer, Transposed, has_own_forward, is_batch_norm, random_probe, replace
+from dqss.errors import StrategyError
+from dqss.prepare.modules import (
+    Layer,
+    Transposed,
+    has_own_forward,
+    is_batch_norm,
+    plain_kind,
+    random_probe,
+    replace,
+)
 from dqss.prepare.standardize import first_calls, is_affine_in_weight
 from dqss.prepare.watch import Pair, find_pairs
 from dqss.prepare.work import Work, difference, reproducible, tolerance
@@ -115,18 +124,23 @@ def _affine_pairs(work: Work, pairs: list[Pair]) -> list[Pair]:
         return [pair for pair in pairs if affine(pair.layer)]
 
 
-def fold_batch_norm(work: Work, excluded: Collection[str]) -> list[str] | None:
+def fold_batch_norm(work: Work, recorded: Collection[str]) -> list[str] | None:
     """Fold each batch norm into the convolution or linear layer whose output it alone reads.
 
     Norms that cannot be folded (other positions, no running statistics) stay. A fold that changes
     the model's output by more than 1e-4 is undone, with a note.
 
+    Args:
+        work: the network at hand.
+        recorded: on replay, the pairs to fold (``"layer>norm"``): which norms follow which layers
+            may depend on the batch, so it is written down and not found again.
+
     Returns:
-        Names of norms that were left on purpose, or None if nothing was folded.
+        The pairs that were folded, or None if there are none.
     """
     if not any(is_batch_norm(module) for module in work.model.modules()):
         return None
-    pairs = _affine_pairs(work, [p for p in find_pairs(work) if p.norm_name not in excluded])
+    pairs = _recorded_pairs(work, recorded) if work.replay else _affine_pairs(work, find_pairs(work))
     folds = []
     with reproducible(work.model):
         for pair in pairs:
@@ -136,4 +150,18 @@ def fold_batch_norm(work: Work, excluded: Collection[str]) -> list[str] | None:
     bad = _fold_good(work, folds) if folds else []
     if bad:
         work.notes.append(f"batch norms not folded, the output would change: {', '.join(bad)}")
-    return sorted({*excluded, *bad}) if len(folds) > len(bad) else None
+    good = [f"{p.layer_name}>{p.norm_name}" for p, _ in folds if p.norm_name not in bad]
+    return good or None
+
+
+def _recorded_pairs(work: Work, recorded: Collection[str]) -> list[Pair]:
+    modules = dict(work.model.named_modules())
+    pairs = []
+    for word in recorded:
+        layer_name, _, norm_name = word.partition(">")
+        layer, norm = modules.get(layer_name), modules.get(norm_name)
+        if layer is None or plain_kind(layer) is None or norm is None or not is_batch_norm(norm):
+            fold = f"{norm_name!r} into {layer_name!r}"
+            raise StrategyError(f"the strategy is for another model: it folds {fold}")
+        pairs.append(Pair(layer_name, norm_name, cast(Layer, layer), norm))
+    return pairs

@@ -20,9 +20,23 @@ from dqss.prepare.standardize import bake_weight_standardization
 from dqss.prepare.work import Work, run
 
 Step: TypeAlias = Callable[[Work, Collection[str]], "list[str] | None"]
+
+
+def _leaving(step: Step) -> Step:
+    """A step whose recorded words name what it left out: ``-name``."""
+
+    def run_step(work: Work, words: Collection[str]) -> list[str] | None:
+        left = step(work, [word.removeprefix("-") for word in words])
+        return None if left is None else [f"-{name}" for name in left]
+
+    return run_step
+
+
 STEPS: dict[str, Step] = {
-    step.__name__: step
-    for step in (bake_parametrizations, bake_weight_standardization, reparameterize, fold_batch_norm)
+    "bake_parametrizations": _leaving(bake_parametrizations),
+    "bake_weight_standardization": _leaving(bake_weight_standardization),
+    "reparameterize": _leaving(reparameterize),
+    "fold_batch_norm": fold_batch_norm,
 }
 _TOLERANCE = 2e-3  # of the whole: reparameterize alone may use half of it
 
@@ -33,8 +47,9 @@ class Prepared:
 
     Attributes:
         model: in eval mode; shares nothing with the user's network.
-        recipe: the steps that changed something, in order: a name, or a name and what it left out
-            (``"fold_batch_norm -layer3.bn"``).
+        recipe: the steps that changed something, in order: a name, then what it left out
+            (``"reparameterize -stem"``) or, for batch norms, what it folded
+            (``"fold_batch_norm conv1>bn1"``).
         fingerprints: 16 hex digits for each tensor of the original network.
         weights_sha256: hash of all weights of the original network.
         notes: what was left as it is, and why.
@@ -54,13 +69,13 @@ def _nothing_skipped(name: str) -> bool:
 def _parse(recipe: Sequence[str]) -> list[tuple[str, list[str]]]:
     parsed = []
     for entry in recipe:
-        name, *left = entry.split(" ") if entry else [""]
+        name, *words = entry.split(" ") if entry else [""]
         if name not in STEPS:
             raise StrategyError(
                 f"unknown preparation step {name!r}{near_match(name, STEPS)}; this version of dqss knows: "
                 f"{', '.join(STEPS)}"
             )
-        parsed.append((name, [word.removeprefix("-") for word in left]))
+        parsed.append((name, words))
     return parsed
 
 
@@ -118,10 +133,10 @@ def prepare(
     steps = [(name, []) for name in STEPS] if recipe is None else _parse(recipe)
     work = _start(model, inputs, skip, replay=recipe is not None)
     done = []
-    for name, excluded in steps:
-        left = STEPS[name](work, excluded)
-        if left is not None:
-            done.append(" ".join([name, *(f"-{word}" for word in left)]))
+    for name, words in steps:
+        recorded = STEPS[name](work, words)
+        if recorded is not None:
+            done.append(" ".join([name, *recorded]))
     if recipe is None and done and not work.verifies(work.model, _TOLERANCE):
         raise ModelError(
             f"{type(model).__name__}: preparing it ({', '.join(done)}) changed its output by "

@@ -41,6 +41,7 @@ COLUMNS = ("bits", "seed", "row", "kl", "top1", "evaluations", "seconds")
 CALIBRATION, DEV = 512, 1000
 """Training images without labels; test images on which defaults were chosen (the rest reports)."""
 
+BASELINES = ("best_uniform", "oracle_uniform", "layer_mse", "random", "greedy")
 SCHEDULES: dict[str, Schedule] = {
     "gumbel": GumbelSchedule(1.0, 0.5),
     "softmax": SoftmaxSchedule(),
@@ -109,15 +110,14 @@ Row = tuple[str, float, float, int, float]
 
 def baselines(study: Study, bits: int, seed: int, wanted: Callable[[str], bool]) -> Iterator[Row]:
     """Uniform, per-layer MSE, random and greedy strategies, all with 512 calibration images."""
-    if not any(wanted(row) for row in ("best_uniform", "oracle_uniform", "layer_mse", "random", "greedy")):
-        return
     evaluator = study.evaluator(bits, seed)
     supernet, uniform = evaluator.supernet, uniform_assignments(evaluator.supernet)
     started = time.perf_counter()
     scores = {name: evaluator.measure(found, "all") for name, found in uniform.items()}
     best = min(scores, key=lambda name: scores[name])
     spent = evaluator.meter.evaluations
-    yield "best_uniform", *study.test(supernet, uniform[best]), spent, time.perf_counter() - started
+    if wanted("best_uniform"):
+        yield "best_uniform", *study.test(supernet, uniform[best]), spent, time.perf_counter() - started
     if wanted("oracle_uniform"):
         few = sorted(uniform, key=lambda name: study.test(supernet, uniform[name], 250)[0])[:8]
         yield "oracle_uniform", *min(study.test(supernet, uniform[name]) for name in few), 0, 0.0
@@ -202,6 +202,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 6])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--schedules", nargs="*", default=list(SCHEDULES), choices=list(SCHEDULES))
+    parser.add_argument("--without", nargs="*", default=[], choices=BASELINES, help="baselines to leave out")
     parser.add_argument("--part", choices=("dev", "test"), default="test")
     parser.add_argument("--out", type=Path, default=HERE / "results.csv")
     parser.add_argument("--threads", type=int, default=2)
@@ -213,9 +214,12 @@ def main() -> None:
     study = Study(arguments.data, arguments.part, PTQSettings(refine=RefineSettings(), discrete_every=0))
     for bits in arguments.bits:
         for seed in arguments.seeds:
-            missing = lambda row, bits=bits, seed=seed: (bits, seed, row) not in known  # noqa: E731
+
+            def missing(row: str, bits: int = bits, seed: int = seed) -> bool:
+                return (bits, seed, row) not in known and row not in arguments.without
+
             runs = [searched(study, bits, seed, n) for n in arguments.schedules if missing(f"{n}_exported")]
-            if missing("greedy"):
+            if any(missing(row) for row in BASELINES):
                 runs.append(baselines(study, bits, seed, missing))
             for run in runs:
                 for row in run:
