@@ -24,6 +24,10 @@ SMALL = 4096
 """Tensors of fewer elements run eager: launching a compiled kernel would cost more."""
 
 
+VARIANTS = 64
+"""Compiled forms of one loop at most: one for each K and kind of shape, whatever the sizes."""
+
+
 def _mix(x: Tensor, weights: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     mixed = torch.zeros_like(x)
     for k in range(scale.shape[0]):
@@ -60,6 +64,12 @@ def _mix_codes_backward(grad: Tensor, scale: Tensor, codes: Tensor) -> Tensor:
     )
 
 
+def _bare(tensor: Tensor) -> Tensor:
+    """The same memory as a tensor with no history: a view's base would be compiled for as well."""
+    bare = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return bare.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
 class _Kernel:
     """A function in two forms; the fused one is made on first use."""
 
@@ -78,7 +88,8 @@ class _Kernel:
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             self.compiled = torch.compile(self.eager, dynamic=True)
         try:
-            return self.compiled(*args)
+            with torch._dynamo.config.patch(recompile_limit=VARIANTS):
+                return self.compiled(*(_bare(arg) for arg in args))
         except Exception as error:
             # Whatever the compiler trips over, the eager form computes the same.
             _Kernel.broken = True
