@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dqss import quantizers
 from dqss.attach import attach_input, forbid_nested
 from dqss.bundle import Bundle
+from dqss.choice import LayerStrategy, TensorChoice
 from dqss.errors import StrategyError
 from dqss.functional import channel_count
 from dqss.layers import input_shape, searchable_layers
@@ -18,8 +19,8 @@ from dqss.measure import home, to_device
 from dqss.mixed import MixedQuantizer
 from dqss.prepare import Prepared, fingerprint, prepare
 from dqss.signature import describe_inputs, example_inputs
-from dqss.spec import PerChannel
-from dqss.strategy import LayerStrategy, ModelInfo, Strategy, TensorChoice
+from dqss.spec import PerTensor
+from dqss.strategy import ModelInfo, Strategy
 from dqss.supernet import Assignment, Supernet
 
 
@@ -127,7 +128,7 @@ def _quantizer(
     scale = bundle.tensors[f"{layer}.{role}.scale"]
     quantizer = quantizers.build(choice.candidate(), len(scale))
     granularity = quantizer.candidate.spec.granularity
-    fits = not isinstance(granularity, PerChannel) or -len(shape) <= granularity.axis < len(shape)
+    fits = isinstance(granularity, PerTensor) or -len(shape) <= granularity.axis < len(shape)
     if not fits or channel_count(shape, granularity) != len(scale):
         raise StrategyError(
             f"the strategy is for another model: it has {len(scale)} scales for the {role} of {layer!r}, "

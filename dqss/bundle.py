@@ -12,10 +12,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dqss.choice import TensorChoice
 from dqss.errors import StrategyError
 from dqss.io import StrPath, ensure_folder, write_files_atomic
 from dqss.spec import PerTensor
-from dqss.strategy import STRATEGY_FILE, Strategy, TensorChoice, one_line, read_bytes
+from dqss.strategy import STRATEGY_FILE, Strategy, one_line, read_bytes
 
 TENSORS_FILE = "tensors.safetensors"
 

@@ -37,6 +37,18 @@ class Distance(ABC):
     def per_sample(self, output: Tensor, reference: Tensor) -> Tensor:
         """``[N]`` from two outputs ``[N, ...]``."""
 
+    def curvature_root(self, reference: Tensor, signs: Tensor) -> Tensor:
+        """A random vector whose mean outer product is the distance's Hessian at ``reference``.
+
+        Up to a constant factor. The identity unless a distance says otherwise: right for squared
+        errors, and a stand-in for distances without a Hessian.
+
+        Args:
+            reference: output ``[N, ...]``.
+            signs: independent random signs, like ``reference``.
+        """
+        return signs
+
     def __call__(self, output: Any, reference: Tensor, targets: Tensor | None = None) -> Tensor:
         """The mean over samples; ``targets`` are not looked at."""
         return self.per_sample(self.read(output).float(), reference.float()).mean()
@@ -55,6 +67,12 @@ class KLDivergence(Distance):
         wanted = torch.log_softmax(reference, dim=-1)
         kl = (wanted.exp() * (wanted - torch.log_softmax(output, dim=-1))).sum(-1)
         return kl.flatten(1).mean(1) if kl.ndim > 1 else kl
+
+    def curvature_root(self, reference: Tensor, signs: Tensor) -> Tensor:
+        """See :meth:`Distance.curvature_root`; the Hessian is ``diag(p) - p p'``, the Fisher matrix."""
+        p = torch.softmax(reference, dim=-1)
+        drawn = p.sqrt() * signs
+        return drawn - p * drawn.sum(dim=-1, keepdim=True)
 
 
 class MeanSquaredError(Distance):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,6 +17,9 @@ from dqss.io import Journal
 from dqss.losses import Distance
 from dqss.samples import Samples
 from dqss.supernet import Assignment, Supernet
+
+PROBES = 64
+"""Inputs whose gradients are taken where a candidate weighs errors by them."""
 
 
 @dataclass
@@ -80,6 +83,16 @@ class Evaluator:
         """Remember the float network's ``output`` for a batch of ``indices``."""
         for index, row in zip(indices, self.distance.read(output).detach().cpu(), strict=True):
             self.references[index] = row
+
+    def probes(self, indices: Sequence[int], count: int = PROBES) -> Iterator[Any]:
+        """Single inputs for a pass forward and backward, counted as they are taken.
+
+        They are spread evenly over ``indices``, which may be in the order of their classes.
+        """
+        count = min(count, len(indices))
+        for position in range(count):
+            self.meter.backward(1)
+            yield to_device(self.samples.batch([indices[position * len(indices) // count]]), self.device)
 
     @torch.no_grad()
     def reference(self, indices: Sequence[int]) -> Tensor:

@@ -19,10 +19,15 @@ from dqss.spec import Candidate, Granularity
 
 
 class Mode(Enum):
-    """What every quantizer of a supernet does in its forward pass."""
+    """What every quantizer of a supernet does in its forward pass.
+
+    ``OBSERVE`` and ``PROBE`` are for calibration: the network runs in float; the former collects
+    values, the latter, on the way back, the squared gradients with which errors are weighed.
+    """
 
     FLOAT = "float"
     OBSERVE = "observe"
+    PROBE = "probe"
     RELAXED = "relaxed"
     DISCRETE = "discrete"
 
@@ -43,6 +48,7 @@ class MixedQuantizer(nn.Module):
         self.candidates = nn.ModuleList(
             quantizers.build(c, channel_count(shape, c.spec.granularity)) for c in candidates
         )
+        self.needs_gradients = any(self[k].needs_gradients for k in range(len(candidates)))
         self.mode = Mode.FLOAT
         self.calls = 0
 
@@ -78,10 +84,12 @@ class MixedActivation(MixedQuantizer):
         if self.mode is Mode.OBSERVE:
             self._observe(x)
             return x
+        if self.mode is Mode.PROBE:
+            return self._probe(x)
         if self.mode is Mode.DISCRETE:
             found: Tensor = self[self.decision.choice](x)
             return found
-        grids = [self[k].grid(x.ndim) for k in range(len(self.candidates))]
+        grids = [self[k].grid() for k in range(len(self.candidates))]
         return mix_fake_quantize(x, self.decision.weights(), grids)
 
     @torch.no_grad()
@@ -89,8 +97,23 @@ class MixedActivation(MixedQuantizer):
         for granularity in self.granularities:
             rows = channel_view(x, granularity)
             if granularity not in self._observed:
-                self._observed[granularity] = HistogramAccumulator(rows.shape[0])
+                keep = any(self[k].needs_batches for k in range(len(self.candidates)))
+                self._observed[granularity] = HistogramAccumulator(rows.shape[0], keep_batches=keep)
             self._observed[granularity].update(rows)
+
+    def _probe(self, x: Tensor) -> Tensor:
+        """``x`` itself, in a place of its own, where its gradient is weighed on the way back."""
+        if not self.needs_gradients or not self.observed:
+            return x
+        # A copy: other readers of x have gradients of their own, and may write into it.
+        x = x.clone() if x.requires_grad else x.detach().clone().requires_grad_()
+        values = x.detach()
+        x.register_hook(lambda gradient: self._weigh(values, gradient))  # type: ignore[no-untyped-call]
+        return x
+
+    def _weigh(self, values: Tensor, gradient: Tensor) -> None:
+        for granularity, histogram in self._observed.items():
+            histogram.weigh(channel_view(values, granularity), channel_view(squared(gradient), granularity))
 
     @property
     def observed(self) -> bool:
@@ -112,13 +135,32 @@ class MixedWeight(MixedQuantizer):
     def __init__(self, candidates: Sequence[Candidate], decision: Decision, shape: torch.Size) -> None:
         super().__init__(candidates, decision, shape)
         self._stack: CodeStack | None = None
+        self._probed: Tensor | None = None
+        self._importance: Tensor | None = None
 
     @torch.no_grad()
     def freeze(self, weight: Tensor) -> None:
-        """Calibrate on ``weight`` itself and keep its codes."""
-        views = {g: channel_view(weight, g) for g in self.granularities}
-        self.calibrate({granularity: Statistics.of(rows) for granularity, rows in views.items()})
+        """Calibrate on ``weight`` itself, weighted by the gradients collected, and keep its codes."""
+        self.calibrate({g: self._statistics(weight, g) for g in self.granularities})
         self._stack = CodeStack.of([self[k].codes(weight) for k in range(len(self.candidates))])
+        self._importance = None
+
+    def _statistics(self, weight: Tensor, granularity: Granularity) -> Statistics:
+        rows = channel_view(weight, granularity)
+        filled = rows.numel() > weight.numel()
+        counts = channel_view(torch.ones_like(weight), granularity, fill=0) if filled else None
+        importance = self._importance
+        if importance is not None:
+            importance = channel_view(importance, granularity, fill=0)
+        return Statistics.of(rows, counts, importance)
+
+    def collect(self) -> None:
+        """Add the squared gradient of one probe (see :data:`Mode.PROBE`) to what is known of the weight."""
+        gradient = None if self._probed is None else self._probed.grad
+        self._probed = None
+        if gradient is not None:
+            square = squared(gradient)
+            self._importance = square if self._importance is None else self._importance + square
 
     @property
     def stack(self) -> CodeStack:
@@ -143,6 +185,21 @@ class MixedWeight(MixedQuantizer):
         self.calls += 1
         if self.mode is Mode.FLOAT or self.mode is Mode.OBSERVE:
             return weight
+        if self.mode is Mode.PROBE:
+            return self._probe(weight)
         if self.mode is Mode.DISCRETE:
             return self.stack.choose(self.decision.choice).to(weight.dtype)
         return mix_codes(self.decision.weights(), self.stack).to(weight.dtype)
+
+    def _probe(self, weight: Tensor) -> Tensor:
+        """``weight`` as a leaf of its own; the same one for all that read it for one output."""
+        if not self.needs_gradients:
+            return weight
+        if self._probed is None:
+            self._probed = weight.detach().clone().requires_grad_()
+        return self._probed
+
+
+def squared(gradient: Tensor) -> Tensor:
+    """Squares as fp64; what is not a number (where no derivative exists) says nothing: zero."""
+    return torch.nan_to_num(gradient.detach().double(), nan=0.0, posinf=0.0, neginf=0.0).square()

@@ -9,6 +9,7 @@ each candidate inside its own clip range, weighted by ``alpha_k``. (arXiv 2404.0
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,47 +18,61 @@ import torch
 from torch import Tensor
 
 from dqss import fused
-from dqss.functional import dequantize, fake_quantize
-from dqss.spec import QuantSpec
+from dqss.functional import (
+    broadcast_channels,
+    channel_view,
+    common_granularity,
+    dequantize,
+    fake_quantize,
+    from_channel_view,
+    quantize,
+    refine_channels,
+)
+from dqss.spec import Granularity, PerChannel, PerGroup, QuantSpec
 
 
 @dataclass(frozen=True)
 class Grid:
-    """One candidate's grid, ready to use: parameters broadcast against the tensor.
+    """One candidate's grid, ready to use.
 
     Attributes:
-        scale, zero_point: fp32, broadcastable against the tensor, more than one value along at
-            most one axis.
-        spec: integer bounds.
+        scale, zero_point: fp32 ``[C]``, a value for each channel or group of ``spec.granularity``.
+        spec: integer bounds and granularity.
     """
 
     scale: Tensor
     zero_point: Tensor
     spec: QuantSpec
 
-    def rows(self, channels: int) -> list[Tensor]:
-        """Scale and both bounds of ``code - zero_point``, each ``[channels]``."""
+    def shaped(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """Scale and zero point so that they broadcast against a tensor of ``shape``."""
+        granularity = self.spec.granularity
+        scale = broadcast_channels(self.scale, shape, granularity)
+        return scale, broadcast_channels(self.zero_point, shape, granularity)
+
+    def rows(self, shape: torch.Size, common: Granularity) -> list[Tensor]:
+        """Scale and both bounds of ``code - zero_point``, each with a value a channel of ``common``."""
         parts = (self.scale, self.spec.qmin - self.zero_point, self.spec.qmax - self.zero_point)
-        return [part.reshape(-1).expand(channels) for part in parts]
+        return [refine_channels(part, shape, self.spec.granularity, common) for part in parts]
 
 
 class _MixFakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, grids: Sequence[Grid]) -> Tensor:
-        axis, channels = _channel_axis(grids)
-        stacked = [torch.stack(rows) for rows in zip(*(grid.rows(channels) for grid in grids), strict=True)]
+        common = common_granularity(grid.spec.granularity for grid in grids)
+        rows = (grid.rows(x.shape, common) for grid in grids)
+        stacked = [torch.stack(parts) for parts in zip(*rows, strict=True)]
         ctx.save_for_backward(x, weights, *stacked)
-        ctx.axis = axis
-        mixed = fused.mix(x.numel(), _blocks(x, axis), weights, *stacked)
-        result: Tensor = mixed.reshape(x.shape).to(x.dtype)
-        return result
+        ctx.common = common
+        mixed = fused.mix(x.numel(), _blocks(x, common), weights, *stacked)
+        return _from_blocks(mixed, x.shape, common).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         x, weights, *stacked = ctx.saved_tensors
-        grad = _blocks(grad_outputs[0], ctx.axis)
-        passed, sums = fused.mix_backward(x.numel(), _blocks(x, ctx.axis), grad, weights, *stacked)
-        return passed.reshape(x.shape).to(x.dtype), sums, None
+        grad = _blocks(grad_outputs[0], ctx.common)
+        passed, sums = fused.mix_backward(x.numel(), _blocks(x, ctx.common), grad, weights, *stacked)
+        return _from_blocks(passed, x.shape, ctx.common).to(x.dtype), sums, None
 
 
 def mix_fake_quantize(x: Tensor, weights: Tensor, grids: Sequence[Grid]) -> Tensor:
@@ -78,59 +93,66 @@ def mix_fake_quantize(x: Tensor, weights: Tensor, grids: Sequence[Grid]) -> Tens
 
 def mix_fake_quantize_reference(x: Tensor, weights: Tensor, grids: Sequence[Grid]) -> Tensor:
     """The same as :func:`mix_fake_quantize`, written as the sum that it is; for tests."""
-    parts = [fake_quantize(x, grid.scale, grid.zero_point, grid.spec) for grid in grids]
+    parts = [fake_quantize(x, *grid.shaped(x.shape), grid.spec) for grid in grids]
     return (weights.reshape(-1, *[1] * x.ndim) * torch.stack(parts)).sum(0)
 
 
 @dataclass(frozen=True)
 class Codes:
-    """A quantized weight at rest: integers (one byte each up to 8 bits), scale, zero point."""
+    """A quantized weight at rest: integers in its shape, and the grid that turns them back.
+
+    Integers take one byte each up to 8 bits and four above.
+    """
 
     integers: Tensor
-    scale: Tensor
-    zero_point: Tensor
+    grid: Grid
 
     @classmethod
-    def pack(cls, codes: Tensor, scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Codes:
-        """Store float-valued ``codes`` in the smallest integer type that holds them."""
-        if spec.bits > 8:
-            return cls(codes.to(torch.int32), scale, zero_point)
-        return cls(codes.to(torch.int8 if spec.qmin < 0 else torch.uint8), scale, zero_point)
+    def of(cls, weight: Tensor, grid: Grid) -> Codes:
+        """Round ``weight`` to ``grid``; the codes are stored in the smallest type that holds them."""
+        codes = quantize(weight, *grid.shaped(weight.shape), grid.spec)
+        if grid.spec.bits > 8:
+            return cls(codes.to(torch.int32), grid)
+        return cls(codes.to(torch.int8 if grid.spec.qmin < 0 else torch.uint8), grid)
 
     def dequantize(self) -> Tensor:
         """Real values, fp32, bit for bit those of ``fake_quantize``."""
-        return dequantize(self.integers.to(torch.float32), self.scale, self.zero_point)
+        return dequantize(self.integers.to(torch.float32), *self.grid.shaped(self.integers.shape))
+
+    def steps(self) -> Tensor:
+        """``code - zero_point``, int32, in the shape of the weight."""
+        _, zero_point = self.grid.shaped(self.integers.shape)
+        return self.integers.to(torch.int32) - zero_point.to(torch.int32)
 
 
 @dataclass(frozen=True)
 class CodeStack:
-    """All candidates' codes of one weight, channels first, for mixing in one pass.
+    """All candidates' codes of one weight, channels (or groups) first, for mixing in one pass.
 
     Attributes:
         steps: ``[K, C, n]``, ``code - zero_point`` in the smallest integer type for all.
         scale: ``[K, C]`` fp32.
-        shape: of the weight; ``axis`` is its channel axis, 0 where C is 1.
+        shape: of the weight.
+        granularity: whose channels the C rows are.
     """
 
     steps: Tensor
     scale: Tensor
     shape: torch.Size
-    axis: int
+    granularity: Granularity
 
     @classmethod
     def of(cls, codes: Sequence[Codes]) -> CodeStack:
         """Stack the codes of K candidates."""
         shape = codes[0].integers.shape
-        axis, channels = _channel_axis(codes)
-        axis = 0 if axis is None else axis % len(shape)
-        rows = []
-        for code in codes:
-            steps = code.integers.to(torch.int32) - code.zero_point.to(torch.int32)
-            rows.append(steps.movedim(axis, 0).reshape(channels, -1))
+        common = common_granularity(code.grid.spec.granularity for code in codes)
+        rows = [channel_view(code.steps(), common, fill=0) for code in codes]
         largest = max(int(row.abs().max()) for row in rows)
         kind = torch.int8 if largest < 128 else torch.int16 if largest < 32768 else torch.int32
-        scale = torch.stack([code.scale.reshape(-1).expand(channels) for code in codes])
-        return cls(torch.stack(rows).to(kind), scale, shape, axis)
+        scales = [
+            refine_channels(code.grid.scale, shape, code.grid.spec.granularity, common) for code in codes
+        ]
+        return cls(torch.stack(rows).to(kind), torch.stack(scales), shape, common)
 
     def choose(self, index: int) -> Tensor:
         """The weight of one candidate, bit for bit ``codes[index].dequantize()``."""
@@ -138,21 +160,15 @@ class CodeStack:
 
     def restore(self, rows: Tensor) -> Tensor:
         """``[C, n]`` back in the shape of the weight."""
-        rest = [size for position, size in enumerate(self.shape) if position != self.axis]
-        if rows.shape[0] == 1:
-            return rows.reshape(self.shape)
-        return rows.reshape(rows.shape[0], *rest).movedim(0, self.axis).contiguous()
+        return from_channel_view(rows, self.shape, self.granularity)
 
     def rows(self, weight: Tensor) -> Tensor:
-        """A tensor of the weight's shape as contiguous fp32 ``[C, n]``."""
-        moved = weight.to(torch.float32)
-        if self.scale.shape[1] > 1:
-            moved = moved.movedim(self.axis, 0)
-        return moved.reshape(self.scale.shape[1], -1)
+        """A tensor of the weight's shape as fp32 ``[C, n]``."""
+        return channel_view(weight.to(torch.float32), self.granularity, fill=0)
 
     def to(self, move: Any) -> CodeStack:
         """The same with ``move`` applied to its tensors."""
-        return CodeStack(move(self.steps), move(self.scale), self.shape, self.axis)
+        return CodeStack(move(self.steps), move(self.scale), self.shape, self.granularity)
 
 
 class _MixCodes(torch.autograd.Function):
@@ -175,19 +191,18 @@ def mix_codes(weights: Tensor, codes: CodeStack | Sequence[Codes]) -> Tensor:
     return result
 
 
-def _channel_axis(parts: Sequence[Grid] | Sequence[Codes]) -> tuple[int | None, int]:
-    """The one axis (negative) along which any scale varies, and its size; (None, 1) if none does."""
-    for part in parts:
-        for axis, size in enumerate(part.scale.shape):
-            if size > 1:
-                return axis - part.scale.ndim, size
-    return None, 1
-
-
-def _blocks(x: Tensor, axis: int | None) -> Tensor:
-    """``x`` as contiguous fp32 ``[A, C, B]`` with its channel axis in the middle."""
+def _blocks(x: Tensor, granularity: Granularity) -> Tensor:
+    """``x`` as contiguous fp32 ``[A, C, B]`` with its channels in the middle."""
     x = x.detach().to(torch.float32).contiguous()
-    if axis is None:
-        return x.reshape(1, 1, -1)
-    position = axis % x.ndim
-    return x.reshape(x.shape[:position].numel(), x.shape[position], x.shape[position + 1 :].numel())
+    if isinstance(granularity, PerChannel) and x.ndim:
+        position = granularity.axis % x.ndim
+        before, after = x.shape[:position], x.shape[position + 1 :]
+        return x.reshape(math.prod(before), x.shape[position], math.prod(after))
+    return channel_view(x, granularity, fill=0)[None]
+
+
+def _from_blocks(blocks: Tensor, shape: torch.Size, granularity: Granularity) -> Tensor:
+    """Undo :func:`_blocks`."""
+    if isinstance(granularity, PerGroup):
+        return from_channel_view(blocks[0], shape, granularity)
+    return blocks.reshape(shape)

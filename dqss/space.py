@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from dqss.errors import SearchSpaceError, near_match
-from dqss.spec import Candidate, PerChannel
+from dqss.spec import Candidate, PerGroup, PerTensor
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class LayerInfo:
 class Rule:
     """Candidates for the layers whose name matches one of ``names`` and type one of ``types``.
 
-    Empty ``types`` matches all types. ``PerChannel`` in a candidate means the layer's own
-    channel axis, whatever axis it was written with. ``skip`` leaves the layers in float.
+    Empty ``types`` matches all types. ``PerChannel`` and ``PerGroup`` in a candidate mean the
+    layer's own channel axis, whatever axis they were written with. ``skip`` leaves the layers in float.
     """
 
     weight: tuple[Candidate, ...] = ()
@@ -68,10 +68,21 @@ class SearchSpace:
     rules: tuple[Rule, ...]
 
     def candidates(self, layer: LayerInfo) -> LayerCandidates | None:
-        """Candidates of ``layer``, or None where it stays in float."""
+        """Candidates of ``layer``, or None where it stays in float.
+
+        Raises:
+            SearchSpaceError: where activations are to be quantized per group, or a candidate is
+                listed twice.
+        """
         rule = next((rule for rule in self.rules if rule.matches(layer)), None)
         if rule is None or rule.skip or not (rule.weight or rule.activation):
             return None
+        grouped = next((c for c in rule.activation if isinstance(c.spec.granularity, PerGroup)), None)
+        if grouped is not None:
+            raise SearchSpaceError(
+                f"search space {self.name!r}: {grouped.title} for the activation of layer {layer.name!r}: "
+                "groups are for weights; quantize activations per tensor or per channel"
+            )
         return LayerCandidates(
             _with_axis(rule.weight, layer.weight_axis), _with_axis(rule.activation, layer.input_axis)
         )
@@ -102,13 +113,14 @@ class SearchSpace:
 
 def _with_axis(candidates: Iterable[Candidate], axis: int) -> tuple[Candidate, ...]:
     def place(candidate: Candidate) -> Candidate:
-        if not isinstance(candidate.spec.granularity, PerChannel):
+        granularity = candidate.spec.granularity
+        if isinstance(granularity, PerTensor):
             return candidate
-        spec = dataclasses.replace(candidate.spec, granularity=PerChannel(axis))
+        spec = dataclasses.replace(candidate.spec, granularity=dataclasses.replace(granularity, axis=axis))
         return dataclasses.replace(candidate, spec=spec)
 
     placed = tuple(place(candidate) for candidate in candidates)
     twin = next((candidate for candidate in placed if placed.count(candidate) > 1), None)
     if twin is not None:
-        raise SearchSpaceError(f"a search space lists the same candidate twice: {twin.label}")
+        raise SearchSpaceError(f"a search space lists the same candidate twice: {twin.title}")
     return placed

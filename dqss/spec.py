@@ -13,6 +13,11 @@ MIN_BITS, MAX_BITS = 2, 16
 class PerTensor:
     """One scale for the whole tensor."""
 
+    @property
+    def title(self) -> str:
+        """For tables."""
+        return "tensor"
+
 
 @dataclass(frozen=True)
 class PerChannel:
@@ -20,35 +25,76 @@ class PerChannel:
 
     axis: int = 0
 
+    @property
+    def title(self) -> str:
+        """For tables; the axis is the layer's own affair."""
+        return "channel"
 
-Granularity: TypeAlias = PerTensor | PerChannel
+
+@dataclass(frozen=True)
+class PerGroup:
+    """One scale for each ``size`` neighbouring values of each index along ``axis``.
+
+    What is left of the tensor for one index is flattened in its own order; its last group is
+    shorter where ``size`` does not divide it. For weights only.
+    """
+
+    size: int
+    axis: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"a group of {self.size} values: expected 1 or more")
+
+    @property
+    def title(self) -> str:
+        """For tables; the axis is the layer's own affair."""
+        return f"group {self.size}"
+
+
+Granularity: TypeAlias = PerTensor | PerChannel | PerGroup
 
 
 @dataclass(frozen=True)
 class QuantSpec:
     """The integer grid of a quantizer.
 
-    Symmetric grids are signed, ``[-2^(b-1), 2^(b-1) - 1]`` with zero point 0.
-    Affine grids are unsigned, ``[0, 2^b - 1]`` with an integer zero point inside.
+    Symmetric grids have the zero point 0. Signed ones are ``[-2^(b-1), 2^(b-1) - 1]``; unsigned
+    ones, for tensors that are never negative, ``[0, 2^b - 1]``: negative values become zero.
+    Affine grids are ``[0, 2^b - 1]`` with an integer zero point inside, and never ``signed=False``.
     """
 
     bits: int
     symmetric: bool
     granularity: Granularity = field(default_factory=PerTensor)
+    signed: bool = True
 
     def __post_init__(self) -> None:
         if not MIN_BITS <= self.bits <= MAX_BITS:
             raise ValueError(f"bits={self.bits}: expected {MIN_BITS}..{MAX_BITS}")
+        if not self.signed and not self.symmetric:
+            raise ValueError("signed=False: only symmetric grids are signed or unsigned; affine ones shift")
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the range is the same on both sides of zero: symmetric and signed."""
+        return self.symmetric and self.signed
 
     @property
     def qmin(self) -> int:
         """Smallest integer code, inclusive."""
-        return -(1 << (self.bits - 1)) if self.symmetric else 0
+        return -(1 << (self.bits - 1)) if self.mirrored else 0
 
     @property
     def qmax(self) -> int:
         """Largest integer code, inclusive."""
-        return (1 << (self.bits - 1)) - 1 if self.symmetric else (1 << self.bits) - 1
+        return (1 << (self.bits - 1)) - 1 if self.mirrored else (1 << self.bits) - 1
+
+    @property
+    def scheme(self) -> str:
+        """The grid in words, without its bits: ``unsigned symmetric tensor``."""
+        sign = "affine" if not self.symmetric else "symmetric" if self.signed else "unsigned symmetric"
+        return f"{sign} {self.granularity.title}"
 
 
 @dataclass(frozen=True)
@@ -90,11 +136,9 @@ class Candidate:
 
         The channel axis is the layer's own affair, so it does not count.
         """
-        return (self.method, self.spec.bits, self.spec.symmetric, type(self.spec.granularity).__name__)
+        return (self.method, self.spec.bits, self.spec.scheme)
 
     @property
     def title(self) -> str:
         """The label with its grid spelled out: ``mse@4 symmetric channel``."""
-        sign = "symmetric" if self.spec.symmetric else "affine"
-        grain = "channel" if isinstance(self.spec.granularity, PerChannel) else "tensor"
-        return f"{self.label} {sign} {grain}"
+        return f"{self.label} {self.spec.scheme}"

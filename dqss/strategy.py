@@ -15,23 +15,25 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import Field, ValidationError
 
+from dqss.choice import (
+    UNION_TAGS,
+    FreeJson,
+    LayerStrategy,
+    PerChannelField,
+    PerGroupField,
+    Sha256,
+    StrictModel,
+    TensorChoice,
+)
 from dqss.errors import StrategyError, near_match
-from dqss.io import StrPath, finite_json, json_text
-from dqss.spec import MAX_BITS, MIN_BITS, Candidate, Granularity, PerChannel, PerTensor, QuantSpec
+from dqss.io import StrPath, json_text
 
 SCHEMA_VERSION: Final = 1
 STRATEGY_FILE = "strategy.json"
 
 _WAY_OUT = "the file is damaged or was edited: restore it or search again"
-
-Name = Annotated[str, Field(min_length=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-FreeJson = Annotated[dict[str, JsonValue], AfterValidator(finite_json)]
-"""Any JSON object; infinite and NaN numbers become null."""
 
 
 def utc_now() -> str:
@@ -39,99 +41,7 @@ def utc_now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-class _Model(BaseModel):
-    # Strict: a file with "4" for 4 or true for 1 was edited, and nothing is guessed about it.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class PerTensorField(_Model):
-    """:class:`dqss.spec.PerTensor` in a file."""
-
-    type: Literal["per_tensor"]
-
-    def granularity(self) -> Granularity:
-        """The type that quantizers use."""
-        return PerTensor()
-
-
-class PerChannelField(_Model):
-    """:class:`dqss.spec.PerChannel` in a file."""
-
-    type: Literal["per_channel"]
-    axis: int
-
-    def granularity(self) -> Granularity:
-        """The type that quantizers use."""
-        return PerChannel(self.axis)
-
-
-GranularityField = Annotated[PerTensorField | PerChannelField, Field(discriminator="type")]
-_UNION_TAGS = {("granularity", "per_tensor"), ("granularity", "per_channel")}
-
-
-def _granularity_field(granularity: Granularity) -> PerTensorField | PerChannelField:
-    if isinstance(granularity, PerChannel):
-        return PerChannelField(type="per_channel", axis=granularity.axis)
-    return PerTensorField(type="per_tensor")
-
-
-class TensorChoice(_Model):
-    """The option that was chosen for one tensor.
-
-    Attributes:
-        algorithm: name of the algorithm; ``params`` are its keyword arguments.
-        bits: width of the integer grid; ``symmetric`` and ``granularity`` as in ``QuantSpec``.
-        probability: softmax probability of the option when the search ended, if it had one.
-        margin: that probability minus the runner-up's.
-        decision: name of the decision that chose; tied tensors share one.
-    """
-
-    algorithm: Name
-    params: dict[str, Finite] = {}
-    bits: Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
-    symmetric: bool
-    granularity: GranularityField
-    probability: Probability | None = None
-    margin: Finite | None = None
-    decision: Name
-
-    @classmethod
-    def of(
-        cls,
-        candidate: Candidate,
-        *,
-        decision: str,
-        probability: float | None = None,
-        margin: float | None = None,
-    ) -> TensorChoice:
-        """Record ``candidate`` as the choice of ``decision``."""
-        if probability is not None and 1.0 < probability < 1.0 + 1e-6:
-            probability = 1.0  # a sum of rounded probabilities
-        return cls(
-            algorithm=candidate.algorithm,
-            params=candidate.kwargs,
-            bits=candidate.spec.bits,
-            symmetric=candidate.spec.symmetric,
-            granularity=_granularity_field(candidate.spec.granularity),
-            probability=probability,
-            margin=margin,
-            decision=decision,
-        )
-
-    def candidate(self) -> Candidate:
-        """The candidate that was chosen."""
-        spec = QuantSpec(self.bits, self.symmetric, self.granularity.granularity())
-        return Candidate.of(self.algorithm, spec, self.params)
-
-
-class LayerStrategy(_Model):
-    """The choices of one layer; None leaves that tensor in float."""
-
-    weight: TensorChoice | None
-    activation: TensorChoice | None
-
-
-class ModelInfo(_Model):
+class ModelInfo(StrictModel):
     """Which network a strategy is for.
 
     Attributes:
@@ -148,10 +58,10 @@ class ModelInfo(_Model):
     weights_sha256: str
     tensors: dict[str, str]
     prepare: list[str]
-    input: FreeJson = {}
+    input: FreeJson = Field(default={})
 
 
-class Strategy(_Model):
+class Strategy(StrictModel):
     """The result of a search: one choice for every decision, and where it came from.
 
     Attributes:
@@ -172,9 +82,9 @@ class Strategy(_Model):
     budget: FreeJson | None
     tensors_sha256: Sha256 | None = None
     layers: dict[str, LayerStrategy]
-    blocks: FreeJson = {}
-    ties: list[list[str]] = []
-    metrics: FreeJson = {}
+    blocks: FreeJson = Field(default={})
+    ties: list[list[str]] = Field(default=[])
+    metrics: FreeJson = Field(default={})
 
     def choices(self) -> Iterator[tuple[str, Literal["weight", "activation"], TensorChoice]]:
         """Every tensor that is quantized: layer name, role, choice."""
@@ -287,7 +197,7 @@ def _first_fault(error: ValidationError) -> str:
     path = [str(part) for part in first["loc"]]
     # A union's tag is in the error's path but not in the file.
     before = ["", *path]
-    shown = [p for b, p in zip(before, path, strict=False) if (b, p) not in _UNION_TAGS]
+    shown = [p for b, p in zip(before, path, strict=False) if (b, p) not in UNION_TAGS]
     got = reprlib.repr(first["input"])
     match first["type"]:
         case "missing":
@@ -296,6 +206,8 @@ def _first_fault(error: ValidationError) -> str:
             what = f"unknown field{near_match(path[-1], _FIELD_NAMES)}"
         case kind if kind.startswith("recursion"):
             shown, what = shown[:1], "nested too deeply"
+        case "value_error":
+            what = str(first["ctx"]["error"])
         case "union_tag_not_found":
             what = f"expected an object with a 'type', got {got}"
         case "union_tag_invalid":
@@ -310,6 +222,6 @@ def _first_fault(error: ValidationError) -> str:
 
 _FIELD_NAMES = {
     name
-    for model in (Strategy, ModelInfo, LayerStrategy, TensorChoice, PerChannelField)
+    for model in (Strategy, ModelInfo, LayerStrategy, TensorChoice, PerChannelField, PerGroupField)
     for name in model.model_fields
 }

@@ -19,10 +19,12 @@ from dqss.attach import (
     forbid_nested,
     original_weight,
 )
+from dqss.calibration import naming_layers, probe
 from dqss.calls import call_model
 from dqss.decision import Decision, OneHot, Relaxation
-from dqss.errors import NonFiniteError, SearchSpaceError
+from dqss.errors import SearchSpaceError
 from dqss.layers import input_shape, searchable_layers
+from dqss.losses import Distance
 from dqss.mixed import MixedActivation, MixedQuantizer, MixedWeight, Mode
 from dqss.space import LayerCandidates, LayerInfo, SearchSpace
 
@@ -211,7 +213,11 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def calibrate(
-        self, batches: Iterable[Any], seen: Callable[[int, Any], None] = lambda index, output: None
+        self,
+        batches: Iterable[Any],
+        seen: Callable[[int, Any], None] = lambda index, output: None,
+        probes: Iterable[Any] = (),
+        distance: Distance | None = None,
     ) -> None:
         """Calibrate all candidates of all layers in one pass over ``batches``.
 
@@ -220,23 +226,39 @@ class Supernet(nn.Module):
         Args:
             batches: inputs as :func:`dqss.calls.call_model` takes them.
             seen: called with each batch's position and the float network's output.
+            probes: inputs for a second pass, forward and backward, which is made only where
+                :attr:`needs_gradients`; see :func:`dqss.calibration.probe`.
+            distance: whose curvature that pass measures; see there.
 
         Raises:
             NonFiniteError: naming the layer whose input is NaN or infinite.
-            SearchSpaceError: if no layer under search is used at all.
+            SearchSpaceError: if no layer under search is used at all, or probes are missing.
         """
         for quantizer in self.quantizers():
             quantizer.calls = 0
-        with self.mode(Mode.OBSERVE), _naming_layers(self.layers):
+        observers = {n: layer.activation for n, layer in self.layers.items() if layer.activation is not None}
+        with self.mode(Mode.OBSERVE), naming_layers(observers):
             for index, batch in enumerate(batches):
                 seen(index, call_model(self.model, batch))
         self._drop_unused()
+        if self.needs_gradients:
+            with self.mode(Mode.PROBE):
+                if not probe(self.model, self.quantizers(), probes, distance):
+                    raise SearchSpaceError(
+                        f"search space {self.space.name!r} has candidates that need gradients: "
+                        "give calibrate() inputs to probe them with"
+                    )
         for quantizer in self.quantizers():
             if isinstance(quantizer, MixedActivation):
                 quantizer.finish_calibration()
         for layer in self.layers.values():
             if layer.weight is not None:
                 layer.weight.freeze(original_weight(layer.module))
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether some candidate weighs errors by gradients."""
+        return any(quantizer.needs_gradients for quantizer in self.quantizers())
 
     def _drop_unused(self) -> None:
         for name, layer in list(self.layers.items()):
@@ -254,28 +276,3 @@ class Supernet(nn.Module):
                 del self.layers[name]
         if not self.layers:
             raise SearchSpaceError("none of the layers under search is used by the calibration inputs")
-
-
-@contextmanager
-def _naming_layers(layers: Mapping[str, SearchableLayer]) -> Iterator[None]:
-    """Add the layer's name to what its observer complains about."""
-    current: list[str] = []
-
-    def remember(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any = None) -> None:
-            current[:] = [name]
-
-        return hook
-
-    handles = [
-        layer.activation.register_forward_pre_hook(remember(name))
-        for name, layer in layers.items()
-        if layer.activation is not None
-    ]
-    try:
-        yield
-    except NonFiniteError as error:
-        raise NonFiniteError(f"input of layer {current[0]!r}: {error}") from None
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -7,7 +7,7 @@ from typing import Any
 
 from dqss.errors import SearchSpaceError
 from dqss.space import Rule, SearchSpace
-from dqss.spec import MAX_BITS, MIN_BITS, Candidate, Granularity, PerChannel, PerTensor, QuantSpec
+from dqss.spec import MAX_BITS, MIN_BITS, Candidate, Granularity, PerChannel, PerGroup, PerTensor, QuantSpec
 
 Algorithms = Sequence[str | dict[str, Any] | tuple[str, dict[str, float]]]
 
@@ -44,24 +44,30 @@ def uniform(
     activation_bits: int | Sequence[int] = 4,
     weight_algorithms: Algorithms | None = None,
     activation_algorithms: Algorithms | None = None,
-    weight_granularity: str = "channel",
-    activation_granularity: str = "tensor",
-    weight_symmetric: bool = True,
-    activation_symmetric: bool = False,
+    weight_granularity: str | Sequence[str] = "channel",
+    activation_granularity: str | Sequence[str] = "tensor",
+    weight_symmetric: bool | Sequence[bool] = True,
+    activation_symmetric: bool | Sequence[bool] = False,
+    activation_signed: bool | Sequence[bool] = True,
+    weight_group_size: int | Sequence[int] = 32,
     skip: Sequence[str] = (),
     skip_types: Sequence[str] = (),
     force: Sequence[str] = (),
     force_types: Sequence[str] = (),
     name: str = "uniform",
 ) -> SearchSpace:
-    """Every algorithm at every bit-width, for all layers.
+    """Every algorithm at every bit-width on every kind of grid, for all layers.
 
     Args:
         weight_bits, activation_bits: one bit-width or several.
         weight_algorithms, activation_algorithms: names, or ``{"name": ..., **parameters}``;
             :data:`STANDARD_WEIGHTS` and :data:`STANDARD_ACTIVATIONS` by default.
-        weight_granularity, activation_granularity: ``"tensor"`` or ``"channel"``.
-        weight_symmetric, activation_symmetric: signed grid around zero, or affine.
+        weight_granularity, activation_granularity: ``"tensor"``, ``"channel"``, for weights also
+            ``"group"``; one or several.
+        weight_symmetric, activation_symmetric: zero point 0, or affine; one or both.
+        activation_signed: symmetric grids around zero, or from zero on; one or both.
+        weight_group_size: neighbouring values that share a scale, with the granularity
+            ``"group"``; one size or several.
         skip: shell patterns of layer names that stay in float.
         skip_types: class names whose layers stay in float.
         force, force_types: patterns and class names of layers that are searched although
@@ -69,16 +75,25 @@ def uniform(
         name: recorded in the strategy.
 
     Raises:
-        SearchSpaceError: for bits out of range or an unknown granularity.
+        SearchSpaceError: for bits or groups out of range, an unknown granularity, or options that
+            contradict each other.
     """
+    if _several(activation_signed) != [True] and True not in _several(activation_symmetric):
+        raise SearchSpaceError("activation_signed is for symmetric grids: set activation_symmetric=true too")
+    if "group" in _several(activation_granularity):
+        raise SearchSpaceError("activation_granularity: groups are for weights; use tensor or channel")
     weight = _candidates(
-        weight_algorithms or STANDARD_WEIGHTS, weight_bits, weight_granularity, weight_symmetric
+        weight_algorithms or STANDARD_WEIGHTS,
+        weight_bits,
+        _granularities(_several(weight_granularity), _several(weight_group_size)),
+        _several(weight_symmetric),
     )
     activation = _candidates(
         activation_algorithms or STANDARD_ACTIVATIONS,
         activation_bits,
-        activation_granularity,
-        activation_symmetric,
+        _granularities(_several(activation_granularity)),
+        _several(activation_symmetric),
+        _several(activation_signed),
     )
     rules = []
     if force:
@@ -93,27 +108,49 @@ def uniform(
 
 
 def _candidates(
-    algorithms: Algorithms, bits: int | Sequence[int], granularity: str, symmetric: bool
+    algorithms: Algorithms,
+    bits: int | Sequence[int],
+    granularities: Sequence[Granularity],
+    symmetric: Sequence[bool],
+    signed: Sequence[bool] = (True,),
 ) -> tuple[Candidate, ...]:
-    widths = [bits] if isinstance(bits, (int, float)) else list(bits)
+    widths = _several(bits)
     for width in widths:
         if isinstance(width, bool) or not isinstance(width, int) or not MIN_BITS <= width <= MAX_BITS:
             raise SearchSpaceError(f"bits={width!r}: expected an integer from {MIN_BITS} to {MAX_BITS}")
     if not widths:
         raise SearchSpaceError("bits=[]: expected at least one width")
-    grain = _granularity(granularity)
+    signs = [(True, sign) for sign in signed] if True in symmetric else []
+    signs += [(False, True)] if False in symmetric else []
+    if not (signs and granularities):
+        raise SearchSpaceError("symmetric, signed and granularity: expected at least one of each, not []")
     return tuple(
-        Candidate.of(name, QuantSpec(width, symmetric, grain), params)
+        Candidate.of(name, QuantSpec(width, around_zero, grain, sign), params)
         for width in widths
+        for grain in granularities
+        for around_zero, sign in signs
         for name, params in _algorithms(algorithms)
     )
 
 
-def _granularity(word: str) -> Granularity:
-    known: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel()}
-    if word not in known:
-        raise SearchSpaceError(f"granularity {word!r}: expected one of {', '.join(known)}")
-    return known[word]
+def _granularities(words: Sequence[str], sizes: Sequence[int] = ()) -> list[Granularity]:
+    found: list[Granularity] = []
+    for word in words:
+        if word == "group":
+            for size in sizes:
+                if not isinstance(size, int) or size < 1:
+                    raise SearchSpaceError(f"weight_group_size={size!r}: expected an integer of 1 or more")
+            found += [PerGroup(size) for size in sizes]
+        elif word in ("tensor", "channel"):
+            found.append(PerTensor() if word == "tensor" else PerChannel())
+        else:
+            raise SearchSpaceError(f"granularity {word!r}: expected one of tensor, channel, group")
+    return found
+
+
+def _several(value: Any) -> list[Any]:
+    """One or several, as a list; a word is one."""
+    return [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
 
 
 def _algorithms(algorithms: Algorithms) -> list[tuple[str, dict[str, float]]]:

@@ -19,6 +19,7 @@ from dqss.lit.settings import PTQSettings
 from dqss.prepare import fingerprint, prepare
 from dqss.supernet import Supernet
 from tests.support.nets import (
+    EVERY_PASS,
     THREE,
     bundle_of,
     cnn,
@@ -55,11 +56,20 @@ SPACES = [
     small_space(4, THREE),
     small_space([3, 8], weight_granularity="tensor", activation_granularity="channel"),
     small_space(5, weight_symmetric=False, activation_symmetric=True),
+    small_space(
+        4,
+        EVERY_PASS,
+        weight_granularity=["group", "tensor"],
+        weight_group_size=[4, 6],
+        activation_symmetric=True,
+    ),
+    small_space([3, 16], ["mse"], activation_symmetric=[True, False], activation_signed=[True, False]),
 ]
+SPACE_NAMES = ["channel-tensor", "tensor-channel", "signs swapped", "groups", "sixteen bits, every sign"]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("space", SPACES, ids=["channel-tensor", "tensor-channel", "signs swapped"])
+@pytest.mark.parametrize("space", SPACES, ids=SPACE_NAMES)
 def test_applied_is_the_discrete_supernet_bit_for_bit(
     case: tuple[nn.Module, Any], space: Any, tmp_path: Path
 ) -> None:
@@ -119,6 +129,28 @@ def test_quantized_weights_lie_on_their_grid_and_the_embedding_stays_float() -> 
     assert torch.equal(codes, codes.round()) and codes.min() >= -4 and codes.max() <= 3
     assert torch.equal(applied.first.weight, applied.second.weight)
     assert bundle.strategy.ties == [["first", "second"]]
+
+
+@torch.no_grad()
+def test_grouped_weights_lie_on_the_grids_of_their_groups() -> None:
+    model, batch = cnn(), images(4)
+    space = small_space(3, ["mse"], weight_granularity="group", weight_group_size=5)
+    prepared, supernet = prepared_supernet(model, batch, space)
+    bundle = bundle_of(prepared, supernet, supernet.argmax(), batch)
+    applied = apply_strategy(model, bundle)
+    for name, (module, _) in searchable_layers(applied).items():
+        scales = iter(bundle.tensors[f"{name}.weight.scale"])
+        for channel in module.weight.flatten(1):
+            for run in channel.split(5):
+                codes = run / next(scales)
+                assert torch.equal(codes, codes.round()) and codes.min() >= -4 and codes.max() <= 3
+        assert next(scales, None) is None
+    weight = bundle.strategy.layers["0"].weight
+    assert weight is not None and weight.granularity.model_dump() == {
+        "type": "per_group",
+        "size": 5,
+        "axis": 0,
+    }
 
 
 @torch.no_grad()

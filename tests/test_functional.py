@@ -12,13 +12,21 @@ from dqss.functional import (
     channel_count,
     channel_view,
     choose_qparams,
+    common_granularity,
     dequantize,
     fake_quantize,
+    from_channel_view,
     quantize,
+    refine_channels,
 )
-from dqss.spec import PerChannel, PerTensor, QuantSpec
+from dqss.spec import PerChannel, PerGroup, PerTensor, QuantSpec
 
-specs = st.builds(QuantSpec, st.integers(2, 8), st.booleans())
+schemes = st.sampled_from([(True, True), (True, False), (False, True)])
+specs = st.builds(
+    lambda bits, scheme: QuantSpec(bits, scheme[0], signed=scheme[1]),
+    st.integers(2, 8) | st.just(12),
+    schemes,
+)
 seeds = st.integers(0, 2**31)
 
 
@@ -58,11 +66,11 @@ def test_fake_quantize_is_torchs_per_channel(spec: QuantSpec, axis: int, seed: i
     zero_point = (
         torch.zeros_like(scale) if spec.symmetric else torch.randint(0, spec.qmax + 1, scale.shape).float()
     )
-    wide = broadcast_channels(scale, 3, PerChannel(axis))
+    wide = broadcast_channels(scale, shape, PerChannel(axis))
     x = away_from_ties(wide, shape, spec).requires_grad_()
     y = x.detach().clone().requires_grad_()
     g = torch.randn(shape)
-    ours = fake_quantize(x, wide, broadcast_channels(zero_point, 3, PerChannel(axis)), spec)
+    ours = fake_quantize(x, wide, broadcast_channels(zero_point, shape, PerChannel(axis)), spec)
     theirs = torch.fake_quantize_per_channel_affine(y, scale, zero_point, axis, spec.qmin, spec.qmax)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
     ours.backward(g)
@@ -119,7 +127,8 @@ def test_range_is_covered_and_zero_exact(spec: QuantSpec, pairs: list[tuple[floa
     assert torch.equal(zero, zero.round()) and ((zero >= spec.qmin) & (zero <= spec.qmax)).all()
     assert (fake_quantize(torch.zeros(len(pairs)), scale, zero, spec) == 0).all()
     # The ends are off by no more than half a step (the zero point is rounded), and a rounding.
-    for end in (low, high):
+    reached = [end.clamp(min=0) for end in (low, high)] if spec.symmetric and not spec.signed else [low, high]
+    for end in reached:
         error = (fake_quantize(end, scale, zero, spec) - end).abs()
         assert (error <= 0.5 * scale * (1 + 1e-5) + 1e-6 * end.abs()).all()
 
@@ -140,5 +149,60 @@ def test_channel_view_and_broadcast_agree(shape: tuple[int, ...], axis: int | No
     rows = channel_view(x, granularity)
     assert rows.shape == (channels, x.numel() // channels)
     values = torch.arange(1.0, channels + 1)
-    scaled = channel_view(x * broadcast_channels(values, x.ndim, granularity), granularity)
+    scaled = channel_view(x * broadcast_channels(values, x.shape, granularity), granularity)
     assert torch.equal(scaled, rows * values[:, None])
+
+
+def test_grids_in_numbers() -> None:
+    bounds = {(spec.qmin, spec.qmax, spec.scheme) for spec in (QuantSpec(4, True), QuantSpec(4, False))}
+    assert bounds == {(-8, 7, "symmetric tensor"), (0, 15, "affine tensor")}
+    unsigned = QuantSpec(4, True, PerGroup(32), signed=False)
+    assert (unsigned.qmin, unsigned.qmax, unsigned.scheme) == (0, 15, "unsigned symmetric group 32")
+    for wrong in ({"signed": False, "symmetric": False, "bits": 4}, {"bits": 17, "symmetric": True}):
+        with pytest.raises(ValueError, match=r"signed=False|bits=17"):
+            QuantSpec(**wrong)
+    with pytest.raises(ValueError, match="a group of 0 values"):
+        PerGroup(0)
+
+
+shapes = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
+
+
+@given(shapes, st.integers(-4, 3), st.integers(1, 30))
+def test_groups_are_runs_of_each_channel(shape: tuple[int, ...], axis: int, size: int) -> None:
+    axis = axis % len(shape) - len(shape) if axis < 0 else axis % len(shape)
+    granularity = PerGroup(size, axis)
+    x = torch.randn(shape)
+    runs = [run for c in range(shape[axis]) for run in x.select(axis, c).reshape(-1).split(size)]
+    assert channel_count(x.shape, granularity) == len(runs)
+    rows = channel_view(x, granularity)
+    filled = channel_view(x, granularity, fill=9.0)
+    assert rows.shape == filled.shape == (len(runs), max(map(len, runs)))
+    for row, other, run in zip(rows, filled, runs, strict=True):
+        assert torch.equal(row[: len(run)], run) and (row[len(run) :] == run[-1]).all()
+        assert torch.equal(other[: len(run)], run) and (other[len(run) :] == 9.0).all()
+    assert torch.equal(from_channel_view(rows, x.shape, granularity), x)
+    values = torch.arange(1.0, len(runs) + 1)
+    wide = broadcast_channels(values, x.shape, granularity)
+    scaled = channel_view(x * wide, granularity)
+    assert torch.equal(scaled, rows * values[:, None])
+
+
+@given(shapes, st.integers(0, 3), st.lists(st.sampled_from([0, -1, 2, 3, 4, 6, 40]), min_size=1, max_size=4))
+def test_values_of_coarse_channels_are_repeated_for_finer_ones(
+    shape: tuple[int, ...], axis: int, grains: list[int]
+) -> None:
+    axis = axis % len(shape)
+    kinds = [PerGroup(g, axis) if g > 0 else PerChannel(axis) if g else PerTensor() for g in grains]
+    common = common_granularity(kinds)
+    for own in kinds:
+        values = torch.randn(channel_count(shape, own))
+        finer = refine_channels(values, shape, own, common)
+        assert finer.shape == (channel_count(shape, common),)
+        wide = (broadcast_channels(v, shape, g).expand(shape) for v, g in ((finer, common), (values, own)))
+        assert torch.equal(*wide)
+
+
+def test_channels_along_different_axes_have_no_common_form() -> None:
+    with pytest.raises(ValueError, match="different axes"):
+        common_granularity([PerChannel(0), PerGroup(4, 1)])

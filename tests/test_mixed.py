@@ -12,7 +12,7 @@ from dqss.attach import attach_input, attach_weight
 from dqss.decision import Decision, Softmax, StraightThroughGumbel
 from dqss.layers import describe, input_shape
 from dqss.mixed import MixedActivation, MixedWeight, Mode
-from dqss.spec import Candidate, PerChannel, PerTensor, QuantSpec
+from dqss.spec import Candidate, PerChannel, PerGroup, PerTensor, QuantSpec
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv1d": (lambda: nn.Conv1d(3, 4, 3, stride=2, padding=1), (2, 3, 9)),
@@ -36,9 +36,15 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def options(axis: int) -> list[Candidate]:
+def options(axis: int, groups: bool = False) -> list[Candidate]:
     """Grids of both signs, several bit-widths and granularities, clipping and not."""
     channel = PerChannel(axis)
+    if groups:
+        return [
+            Candidate.of("minmax", QuantSpec(3, True, PerGroup(4, axis))),
+            Candidate.of("minmax", QuantSpec(16, False, PerGroup(6, axis))),
+            Candidate.of("mse", QuantSpec(2, True, channel, signed=False)),
+        ]
     return [
         Candidate.of("minmax", QuantSpec(3, True, channel)),
         Candidate.of("percentile", QuantSpec(4, False, PerTensor()), {"p": 80.0}),
@@ -47,16 +53,19 @@ def options(axis: int) -> list[Candidate]:
 
 
 def attached(
-    plain: nn.Module, x: Tensor, symmetric_only: bool = False
+    plain: nn.Module, x: Tensor, groups: bool = False
 ) -> tuple[nn.Module, MixedWeight, MixedActivation]:
     """A copy of ``plain`` with calibrated mixtures on weight and input, logits not uniform."""
     layer = copy.deepcopy(plain).requires_grad_(False)
     info = describe("layer", layer)
     assert info is not None
-    candidates = options(info.weight_axis)
+    candidates = options(info.weight_axis, groups)
     weight = MixedWeight(candidates, Decision("w", candidates), layer.weight.shape)
     weight.freeze(layer.weight)
     candidates = options(info.input_axis)[:2]  # N = 3, M = 2
+    if groups:  # of which activations know nothing
+        signs = (QuantSpec(16, False), QuantSpec(3, True, signed=False))
+        candidates = [Candidate.of("mse", spec) for spec in signs]
     activation = MixedActivation(candidates, Decision("a", candidates), input_shape(layer, info))
     attach_weight(layer, weight)
     attach_input(layer, activation)
@@ -91,11 +100,12 @@ def close(found: Tensor, wanted: Tensor) -> None:
     assert error <= 64 * torch.finfo(torch.float32).eps * (wanted.abs().max() + 1e-3)
 
 
+@pytest.mark.parametrize("groups", [False, True], ids=["channels", "groups"])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_one_convolution_is_the_sum_over_all_pairs(kind: str) -> None:
+def test_one_convolution_is_the_sum_over_all_pairs(kind: str, groups: bool) -> None:
     make, shape = LAYERS[kind]
     plain, x = make(), torch.randn(shape)
-    layer, weight, activation = attached(plain, x)
+    layer, weight, activation = attached(plain, x, groups)
     x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
     ours = layer(x1)
     wanted, b, a = explicit_sum(plain, weight, activation, x2)
@@ -113,11 +123,12 @@ def test_one_convolution_is_the_sum_over_all_pairs(kind: str) -> None:
         assert decision.logits.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("groups", [False, True], ids=["channels", "groups"])
 @pytest.mark.parametrize("kind", ["conv2d grouped", "transposed2d grouped", "linear on tokens"])
-def test_one_hot_mixture_is_the_discrete_layer_bit_for_bit(kind: str) -> None:
+def test_one_hot_mixture_is_the_discrete_layer_bit_for_bit(kind: str, groups: bool) -> None:
     make, shape = LAYERS[kind]
     plain, x = make(), torch.randn(shape)
-    layer, weight, activation = attached(plain, x)
+    layer, weight, activation = attached(plain, x, groups)
     for quantizer in (weight, activation):
         quantizer.decision.relaxation = StraightThroughGumbel()
     for j in range(3):

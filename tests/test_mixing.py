@@ -1,5 +1,6 @@
 """The fused mixtures against the sums that they are, in value and in gradient."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,18 +12,41 @@ from torch import Tensor
 
 from dqss import fused
 from dqss.decision import StraightThroughGumbel
-from dqss.functional import broadcast_channels, fake_quantize, quantize
+from dqss.functional import fake_quantize
 from dqss.mixing import Codes, Grid, mix_codes, mix_fake_quantize, mix_fake_quantize_reference
-from dqss.spec import PerChannel, PerTensor, QuantSpec
+from dqss.spec import Granularity, PerChannel, PerGroup, PerTensor, QuantSpec
+
+
+def spread(values: Tensor, shape: tuple[int, ...], granularity: Granularity) -> Tensor:
+    """The value that each element of a tensor is quantized with, one channel after the other."""
+    if isinstance(granularity, PerTensor):
+        return values.expand(shape)
+    out, left = torch.empty(shape), iter(values)
+    for c in range(shape[granularity.axis]):
+        channel = out.select(granularity.axis, c)
+        size = granularity.size if isinstance(granularity, PerGroup) else channel.numel()
+        parts = torch.empty(channel.numel()).split(size)
+        channel.copy_(torch.cat([next(left).expand(len(part)) for part in parts]).view(channel.shape))
+    assert next(left, None) is None
+    return out
+
+
+def rounded(x: Tensor, grid: Grid) -> Tensor:
+    """``x`` on one grid, by torch functions that are tested on their own."""
+    scale, zero_point = (spread(v, x.shape, grid.spec.granularity) for v in (grid.scale, grid.zero_point))
+    return fake_quantize(x, scale, zero_point, grid.spec)
+
+
+SCHEMES = {"symmetric": (True, True), "unsigned": (True, False), "affine": (False, True)}
 
 
 @dataclass
 class Case:
-    """A tensor and K grids for it, all per tensor or mixed with per-channel ones along one axis."""
+    """A tensor and K grids for it: bits, scheme, and 0 (tensor), -1 (channel) or a size of groups."""
 
     shape: tuple[int, ...]
     axis: int
-    kinds: list[tuple[int, bool, bool]]
+    kinds: list[tuple[int, str, int]]
     decades: float
     seed: int
     dtype: torch.dtype
@@ -30,37 +54,40 @@ class Case:
     def build(self) -> tuple[Tensor, Tensor, list[Grid]]:
         torch.manual_seed(self.seed)
         grids = []
-        for bits, symmetric, per_channel in self.kinds:
-            granularity = PerChannel(self.axis % len(self.shape)) if per_channel else PerTensor()
-            spec = QuantSpec(bits, symmetric, granularity)
-            channels = self.shape[self.axis % len(self.shape)] if per_channel else 1
+        for bits, scheme, grain in self.kinds:
+            axis = self.axis % len(self.shape)
+            granularity: Granularity = PerTensor() if not grain else PerChannel(axis)
+            granularity = PerGroup(grain, axis) if grain > 0 else granularity
+            symmetric, signed = SCHEMES[scheme]
+            spec = QuantSpec(bits, symmetric, granularity, signed)
+            inner = math.prod(self.shape) // self.shape[axis]
+            channels = self.shape[axis] * (math.ceil(inner / grain) if grain > 0 else 1) if grain else 1
             scale = 10 ** (torch.rand(channels) - 1 + self.decades)
             zero = (
                 torch.zeros(channels) if symmetric else torch.randint(0, spec.qmax + 1, (channels,)).float()
             )
-            grids.append(
-                Grid(
-                    broadcast_channels(scale, len(self.shape), granularity),
-                    broadcast_channels(zero, len(self.shape), granularity),
-                    spec,
-                )
-            )
+            grids.append(Grid(scale, zero, spec))
         x = (3 * torch.randn(self.shape)).to(self.dtype)
         return x, torch.softmax(torch.randn(len(grids)), 0), grids
 
 
+kinds = st.tuples(
+    st.integers(2, 8) | st.sampled_from([12, 16]),
+    st.sampled_from(sorted(SCHEMES)),
+    st.sampled_from([0, -1, -1, 1, 3, 4, 6, 100]),
+)
 cases = st.builds(
     Case,
     shape=st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple),
     axis=st.integers(0, 3),
-    kinds=st.lists(st.tuples(st.integers(2, 8), st.booleans(), st.booleans()), min_size=1, max_size=4),
+    kinds=st.lists(kinds, min_size=1, max_size=4),
     decades=st.sampled_from([0.0, 0.0, 0.0, -2.0, 1.0]),
     seed=st.integers(0, 2**31),
     dtype=st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16]),
 )
 degenerate = [
-    Case((3, 4), 0, [(4, True, False), (4, False, True)], -30.0, 1, torch.float32),  # all clipped
-    Case((3, 4), 0, [(4, True, False), (4, False, True)], 30.0, 2, torch.float32),  # all zero
+    Case((3, 4), 0, [(4, "symmetric", 0), (4, "affine", -1)], -30.0, 1, torch.float32),  # all clipped
+    Case((3, 4), 0, [(4, "symmetric", 0), (4, "affine", -1)], 30.0, 2, torch.float32),  # all zero
 ]
 
 
@@ -77,7 +104,7 @@ def test_mixture_is_the_sum(case: Case) -> None:
     wide = mix_fake_quantize_reference(x2.float(), w2, grids)
     assert ours.dtype == case.dtype and ours.shape == x.shape
     # K products and sums in fp32: a few roundings of the largest term, and one of the dtype.
-    terms = torch.stack([fake_quantize(x.float(), q.scale, q.zero_point, q.spec).abs() for q in grids])
+    terms = torch.stack([rounded(x.float(), q).abs() for q in grids])
     bound = 4 * len(grids) * torch.finfo(torch.float32).eps * terms.amax(0)
     bound = bound + torch.finfo(case.dtype).eps * wide.detach().abs()
     fits = terms.amax(0) < torch.finfo(case.dtype).max
@@ -96,9 +123,10 @@ def test_gradient_of_weights_is_the_inner_product(case: Case) -> None:
     weights.requires_grad_()
     mix_fake_quantize(x, weights, grids).backward(g)
     for k, grid in enumerate(grids):
-        scale, zero = grid.scale.double().numpy(), grid.zero_point.double().numpy()
-        codes = quantize(x, grid.scale, grid.zero_point, grid.spec).double().numpy()
-        terms = g.double().numpy() * (codes - zero) * scale
+        wide = (spread(v, case.shape, grid.spec.granularity) for v in (grid.scale, grid.zero_point))
+        scale, zero = (v.numpy() for v in wide)
+        codes = np.clip(np.rint(x.numpy() / scale) + zero, grid.spec.qmin, grid.spec.qmax)
+        terms = g.double().numpy() * (codes - zero).astype(np.float64) * scale
         assert abs(weights.grad[k].item() - terms.sum()) <= 1e-5 * np.abs(terms).sum()
 
 
@@ -109,7 +137,7 @@ def test_one_hot_is_exactly_that_candidate(case: Case) -> None:
     for k, grid in enumerate(grids):
         x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
         mixed = mix_fake_quantize(x1, torch.eye(len(grids))[k], grids)
-        alone = fake_quantize(x2, grid.scale, grid.zero_point, grid.spec)
+        alone = rounded(x2, grid)
         assert torch.equal(mixed, alone)
         mixed.backward(g)
         alone.backward(g)
@@ -123,19 +151,17 @@ def test_straight_through_sample_is_exactly_one_candidate(case: Case) -> None:
     weights = StraightThroughGumbel(0.7).weights(logits, noise)
     k = int((logits + noise).argmax())
     mixed = mix_fake_quantize(x, weights, grids)
-    assert torch.equal(mixed, fake_quantize(x, grids[k].scale, grids[k].zero_point, grids[k].spec))
+    assert torch.equal(mixed, rounded(x, grids[k]))
     # ... while the gradient is that of the soft sample.
     mixed.float().sum().backward()
-    parts = torch.stack([fake_quantize(x, q.scale, q.zero_point, q.spec).float().sum() for q in grids])
+    parts = torch.stack([rounded(x, q).float().sum() for q in grids])
     soft = logits.detach().requires_grad_()
     (torch.softmax((soft + noise) / 0.7, 0) * parts).sum().backward()
     torch.testing.assert_close(logits.grad, soft.grad, rtol=1e-3, atol=1e-3 * float(parts.abs().max() + 1))
 
 
 def packed(x: Tensor, grids: list[Grid]) -> list[Codes]:
-    return [
-        Codes.pack(quantize(x, q.scale, q.zero_point, q.spec), q.scale, q.zero_point, q.spec) for q in grids
-    ]
+    return [Codes.of(x, grid) for grid in grids]
 
 
 @given(cases)
@@ -146,7 +172,7 @@ def test_mixture_of_codes_is_the_sum(case: Case) -> None:
     w1, w2 = weights.clone().requires_grad_(), weights.clone().double().requires_grad_()
     g = torch.randn(case.shape)
     ours = mix_codes(w1, codes)
-    parts = torch.stack([fake_quantize(x, q.scale, q.zero_point, q.spec) for q in grids]).double()
+    parts = torch.stack([rounded(x, q) for q in grids]).double()
     wanted = (w2.reshape(-1, *[1] * x.ndim) * parts).sum(0)
     assert ours.dtype == torch.float32 and ours.shape == x.shape
     assert ((ours - wanted).abs() <= 1e-6 * len(grids) * parts.abs().amax(0)).all()
@@ -157,11 +183,12 @@ def test_mixture_of_codes_is_the_sum(case: Case) -> None:
         assert torch.equal(mix_codes(torch.eye(len(grids))[k], codes), parts[k].float())
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("bits", [2, 4, 7, 8, 9, 12, 16])
-def test_codes_at_rest_are_exact_and_small(bits: int, symmetric: bool) -> None:
-    spec = QuantSpec(bits, symmetric)
-    scale, zero = torch.tensor(0.013), torch.tensor(0.0 if symmetric else 3.0)
+def test_codes_at_rest_are_exact_and_small(bits: int, scheme: str) -> None:
+    symmetric, signed = SCHEMES[scheme]
+    spec = QuantSpec(bits, symmetric, signed=signed)
+    scale, zero = torch.tensor([0.013]), torch.tensor([0.0 if symmetric else 3.0])
     x = torch.linspace(2 * spec.qmin * 0.013 - 1, 2 * spec.qmax * 0.013, 999)
     (codes,) = packed(x, [Grid(scale, zero, spec)])
     assert codes.integers.min() == spec.qmin and codes.integers.max() == spec.qmax
@@ -170,7 +197,10 @@ def test_codes_at_rest_are_exact_and_small(bits: int, symmetric: bool) -> None:
     assert torch.equal(mix_codes(torch.ones(1), [codes]), codes.dequantize())
 
 
-LARGE = Case((3, 5, 400), 1, [(4, True, True), (3, False, False), (2, False, True)], 0.0, 7, torch.float32)
+KINDS = [(4, "symmetric", -1), (3, "affine", 0), (2, "affine", -1)]
+LARGE = Case((3, 5, 400), 1, KINDS, 0.0, 7, torch.float32)
+GROUPS = [(4, "unsigned", 128), (16, "affine", 0), (3, "symmetric", 96)]
+GROUPED = Case((3, 5, 400), 1, GROUPS, 0.0, 7, torch.float32)
 """Above :data:`dqss.fused.SMALL`, so that the compiled kernels run."""
 
 
@@ -202,13 +232,14 @@ def everything(case: Case) -> dict[str, Tensor]:
     return found
 
 
-def test_fused_kernels_do_what_the_eager_ones_do() -> None:
-    assert torch.Size(LARGE.shape).numel() >= fused.SMALL
+@pytest.mark.parametrize("case", [LARGE, GROUPED], ids=["channels", "groups"])
+def test_fused_kernels_do_what_the_eager_ones_do(case: Case) -> None:
+    size = torch.Size(case.shape).numel()
+    assert size >= fused.SMALL
     with fused.fused(False):
-        wanted = everything(LARGE)
+        wanted = everything(case)
     with fused.fused(True):
-        found = everything(LARGE)
-    size = torch.Size(LARGE.shape).numel()
+        found = everything(case)
     for name, value in wanted.items():
         if "soft" in name or "w of" in name:
             # Sums in another order; products may be fused with them.

@@ -7,7 +7,7 @@ import pytest
 
 from dqss.errors import SearchSpaceError
 from dqss.space import LayerInfo, Rule, SearchSpace
-from dqss.spec import Candidate, PerChannel, PerTensor, QuantSpec
+from dqss.spec import Candidate, PerChannel, PerGroup, PerTensor, QuantSpec
 
 LAYERS = [
     LayerInfo("stem", ("Conv2d", "_ConvNd", "Module"), 0, -3),
@@ -16,6 +16,7 @@ LAYERS = [
 ]
 CHANNEL = Candidate.of("minmax", QuantSpec(4, True, PerChannel(0)))
 TENSOR = Candidate.of("minmax", QuantSpec(4, False, PerTensor()))
+GROUP = Candidate.of("mse", QuantSpec(4, True, PerGroup(32)))
 
 
 def chosen(*rules: Rule) -> list[str]:
@@ -44,9 +45,19 @@ def test_channel_axis_is_the_layers_own() -> None:
     assert axes == [(0, -3), (1, -3), (0, -1)]
 
 
+def test_group_axis_is_the_layers_own_and_its_size_stays() -> None:
+    space = SearchSpace("test", (Rule((GROUP,), (TENSOR,)),))
+    found = [space.candidates(layer) for layer in LAYERS]
+    assert [c.weight[0].spec.granularity for c in found if c] == [PerGroup(32, axis) for axis in (0, 1, 0)]
+
+
 def test_same_choice_of_two_layers_has_the_same_kind() -> None:
     kinds = {Candidate.of("minmax", QuantSpec(4, True, PerChannel(axis))).kind for axis in (0, 1, -1)}
     assert kinds == {CHANNEL.kind} and TENSOR.kind != CHANNEL.kind
+    specs = [QuantSpec(4, True), QuantSpec(4, True, signed=False), QuantSpec(4, False)]
+    specs += [QuantSpec(4, True, grain) for grain in (PerChannel(0), PerGroup(16), PerGroup(32))]
+    different = [Candidate.of("mse", spec) for spec in specs]
+    assert len({c.kind for c in different}) == len({c.title for c in different}) == len(specs)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +68,11 @@ def test_same_choice_of_two_layers_has_the_same_kind() -> None:
         ((Rule((CHANNEL,), types=("Lineer",)),), r"no layer is a 'Lineer' \(did you mean 'Linear'\?\)"),
         ((Rule(skip=True), Rule((CHANNEL,))), r"matches none of the model's 3 layers"),
         ((Rule((CHANNEL, CHANNEL)),), r"the same candidate twice: minmax@4"),
+        ((Rule((CHANNEL,), (CHANNEL, GROUP)),), r"mse@4 symmetric group 32 .* layer 'stem': groups are for"),
+        (
+            (Rule((GROUP, Candidate.of("mse", QuantSpec(4, True, PerGroup(32, 5))))),),
+            r"twice: mse@4 .*group 32",
+        ),
         ((Rule(((Candidate.of("minmax", QuantSpec(4, True, PerChannel(1)))), CHANNEL)),), r"twice"),
     ],
 )

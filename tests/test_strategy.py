@@ -20,7 +20,16 @@ from hypothesis import strategies as st
 import dqss.strategy
 from dqss.errors import StrategyError
 from dqss.schema import json_schema
-from dqss.spec import MAX_BITS, MIN_BITS, Candidate, PerChannel, PerTensor, QuantSpec
+from dqss.spec import (
+    MAX_BITS,
+    MIN_BITS,
+    Candidate,
+    Granularity,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    QuantSpec,
+)
 from dqss.strategy import LayerStrategy, ModelInfo, Strategy, TensorChoice, utc_now
 
 REPOSITORY = Path(dqss.strategy.__file__).parents[1]
@@ -36,25 +45,37 @@ free = st.dictionaries(
     ),
     max_size=3,
 )
-candidates = st.builds(
-    Candidate.of,
-    names,
-    st.builds(
-        QuantSpec,
-        st.integers(MIN_BITS, MAX_BITS),
-        st.booleans(),
-        st.just(PerTensor()) | st.builds(PerChannel, st.integers(-4, 4)),
-    ),
-    st.dictionaries(st.text(max_size=6), finite, max_size=3),
+schemes = st.sampled_from([(True, True), (True, False), (False, True)])
+axes = st.integers(-4, 4)
+tensor_or_channel = st.just(PerTensor()) | st.builds(PerChannel, axes)
+groups = st.builds(PerGroup, st.integers(1, 256), axes)
+
+
+def candidates_of(granularities: st.SearchStrategy[Granularity]) -> st.SearchStrategy[Candidate]:
+    specs = st.tuples(st.integers(MIN_BITS, MAX_BITS), schemes, granularities).map(
+        lambda drawn: QuantSpec(drawn[0], drawn[1][0], drawn[2], drawn[1][1])
+    )
+    return st.builds(Candidate.of, names, specs, st.dictionaries(st.text(max_size=6), finite, max_size=3))
+
+
+candidates = candidates_of(tensor_or_channel | groups)
+
+
+def choices_of(granularities: st.SearchStrategy[Granularity]) -> st.SearchStrategy[TensorChoice]:
+    return st.builds(
+        TensorChoice.of,
+        candidates_of(granularities),
+        probability=st.none() | st.floats(0, 1),
+        margin=st.none() | finite,
+        decision=names,
+    )
+
+
+layer_strategies = st.builds(
+    LayerStrategy,
+    weight=st.none() | choices_of(tensor_or_channel | groups),
+    activation=st.none() | choices_of(tensor_or_channel),
 )
-choices = st.builds(
-    TensorChoice.of,
-    candidates,
-    probability=st.none() | st.floats(0, 1),
-    margin=st.none() | finite,
-    decision=names,
-)
-layer_strategies = st.builds(LayerStrategy, weight=st.none() | choices, activation=st.none() | choices)
 strategies = st.builds(
     Strategy,
     dqss=st.text(max_size=8),
@@ -151,6 +172,7 @@ def test_file_says_what_design_says() -> None:
         "params": {},
         "bits": 4,
         "symmetric": True,
+        "signed": True,
         "granularity": {"type": "per_channel", "axis": 0},
         "probability": 0.71,
         "margin": 0.48,
@@ -248,7 +270,17 @@ def test_every_field_refuses_a_wrong_type(path: tuple[Any, ...]) -> None:
     assert f": {shown(path)}" in refusal(data)
 
 
-OPTIONAL = {"params", "probability", "margin", "input", "tensors_sha256", "blocks", "ties", "metrics"}
+OPTIONAL = {
+    "params",
+    "signed",
+    "probability",
+    "margin",
+    "input",
+    "tensors_sha256",
+    "blocks",
+    "ties",
+    "metrics",
+}
 
 
 @pytest.mark.parametrize("path", list(fields(json.loads(example().to_json()))), ids=shown)
@@ -278,11 +310,18 @@ def test_missing_fields_are_named(path: tuple[Any, ...]) -> None:
         (
             "granularity",
             {"type": "per_chanel", "axis": 0},
-            ".type: expected 'per_tensor', 'per_channel', got 'per_chanel'",
+            ".type: expected 'per_tensor', 'per_channel', 'per_group', got 'per_chanel'",
         ),
         ("granularity", {"axis": 0}, "expected an object with a 'type', got {'axis': 0}"),
         ("granularity", {"type": "per_tensor", "axis": 0}, ".axis: unknown field"),
         ("granularity", {"type": "per_channel", "axis": 0.5}, ".axis: expected a valid integer"),
+        ("granularity", {"type": "per_group"}, ".size: missing"),
+        (
+            "granularity",
+            {"type": "per_group", "size": 0},
+            ".size: expected greater than or equal to 1",
+        ),
+        ("signed", 0, "expected a valid boolean, got 0"),
         ("params", {"p": "99"}, ".p: expected a valid number, got '99'"),
     ],
 )
@@ -293,6 +332,25 @@ def test_edited_choice_is_refused_by_field(path: str, value: Any, message: str) 
     assert f": layers.layer1.0.conv1.weight.{path}" in line
     assert message in line
     assert "search again" in line
+
+
+def test_files_from_before_there_were_unsigned_grids_still_read() -> None:
+    data = json.loads(example().to_json())
+    assert data["layers"]["layer1.0.conv1"]["weight"].pop("signed") is True
+    assert data["layers"]["layer1.0.conv1"]["activation"].pop("signed") is True
+    data["layers"]["layer1.0.conv1"]["weight"]["granularity"] = {"type": "per_group", "size": 32}
+    read = Strategy.parse(json.dumps(data)).layers["layer1.0.conv1"]
+    assert read.weight is not None and read.activation == example().layers["layer1.0.conv1"].activation
+    assert read.weight.candidate() == Candidate.of("mse", QuantSpec(4, True, PerGroup(32, 0)))
+
+
+def test_grids_that_cannot_be_are_refused() -> None:
+    data = json.loads(example().to_json())
+    data["layers"]["layer1.0.conv1"]["activation"]["signed"] = False
+    assert "conv1.activation: signed is false, which only a symmetric grid can be" in refusal(data)
+    data = json.loads(example().to_json())
+    data["layers"]["layer1.0.conv1"]["activation"]["granularity"] = {"type": "per_group", "size": 32}
+    assert "conv1.activation: per_group is for weights" in refusal(data)
 
 
 def test_overflowing_and_foreign_numbers_are_refused() -> None:

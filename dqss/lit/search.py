@@ -182,7 +182,8 @@ def build(
 ) -> tuple[Prepared, Evaluator]:
     """Prepare the network, attach the decisions and calibrate all candidates in one pass.
 
-    Calibration sees the search and refine parts; the selection part stays untouched.
+    Calibration sees the search and refine parts; the selection part stays untouched. Where some
+    candidate needs gradients, some of the inputs are run once more, forward and backward.
     """
     if len(samples) < len(PARTS):
         raise DataError(f"{len(samples)} calibration inputs: at least {len(PARTS)} are needed")
@@ -209,7 +210,8 @@ def build(
             evaluator.meter.forward(len(indices))
             stage.advance(len(indices))
 
-        supernet.calibrate((to_device(samples.batch(run), device) for run in batches(known, size)), keep)
+        inputs = (to_device(samples.batch(run), device) for run in batches(known, size))
+        supernet.calibrate(inputs, keep, evaluator.probes(known), distance)
     if folder is not None:
         search_identity(prepared, samples, supernet, settings, distance, seed).check(journal)
     return prepared, evaluator

@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from dqss.choice import TensorChoice
 from dqss.lit.search import SearchResult, build
 from dqss.lit.settings import PTQSettings
+from dqss.measure import PROBES
 from dqss.mixed import MixedQuantizer, MixedWeight
 from dqss.progress import Reporter
 from dqss.samples import Samples
 from dqss.space import SearchSpace
-from dqss.strategy import TensorChoice
 from dqss.supernet import Coverage
 from dqss.uniform import uniform_assignments
 
@@ -29,8 +30,13 @@ def print_result(console: Console, result: SearchResult, folder: Path | None) ->
     """Layers and choices, then float, best uniform and searched, in 80 columns."""
     console = _narrow(console)
     table = Table("layer", "weight", "p", "activation", "p", box=None, pad_edge=False)
+    schemes: dict[str, set[str]] = {"weight": set(), "activation": set()}
+    for _, role, choice in result.bundle.strategy.choices():
+        schemes[role].add(choice.candidate().spec.scheme)
+    several = {role: len(found) > 1 for role, found in schemes.items()}
     for name, layer in result.bundle.strategy.layers.items():
-        table.add_row(_plain(name), *_cells(layer.weight), *_cells(layer.activation))
+        weight = _cells(layer.weight, several["weight"])
+        table.add_row(_plain(name), *weight, *_cells(layer.activation, several["activation"]))
     console.print(table)
     _print_coverage(console, result.supernet.coverage)
     rows = result.metrics
@@ -83,6 +89,7 @@ def print_plan(
     per_image = (time.perf_counter() - started) / len(indices) / 3
     uniform = len(uniform_assignments(supernet))
     evaluations = _expected_evaluations(len(samples), uniform, settings)
+    evaluations += 3 * PROBES if supernet.needs_gradients else 0
     minutes = (setup + evaluations * per_image) / 60
     memory = samples.bytes + sum(p.numel() * p.element_size() for p in model.parameters())
     codes = sum(q.bytes for q in supernet.quantizers() if isinstance(q, MixedWeight))
@@ -116,11 +123,12 @@ def _options(quantizer: MixedQuantizer | None) -> str:
     return f"{len(quantizer.candidates)} candidates ({first}, ...)"
 
 
-def _cells(choice: TensorChoice | None) -> tuple[str, str]:
+def _cells(choice: TensorChoice | None, scheme: bool) -> tuple[str, str]:
     if choice is None:
         return "float", ""
     probability = "" if choice.probability is None else f"{choice.probability:.2f}"
-    return choice.candidate().label, probability
+    candidate = choice.candidate()
+    return candidate.title if scheme else candidate.label, probability
 
 
 def _print_coverage(console: Console, coverage: Coverage) -> None:

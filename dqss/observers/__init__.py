@@ -6,11 +6,13 @@ import dataclasses
 
 from dqss.errors import SearchSpaceError, near_match
 from dqss.observers.aciq import ACIQGaussian, ACIQLaplace
-from dqss.observers.base import Algorithm, Statistics
+from dqss.observers.base import Algorithm, BatchExtremes, Statistics
 from dqss.observers.entropy import Entropy
+from dqss.observers.hessian import Hessian
 from dqss.observers.histogram import HistogramAccumulator
 from dqss.observers.lp import Lp
 from dqss.observers.minmax import MinMax
+from dqss.observers.moving_average import MovingAverage
 from dqss.observers.mse import MSE
 from dqss.observers.percentile import Percentile
 from dqss.observers.power_of_two import PowerOfTwo
@@ -20,8 +22,10 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     kind.name: kind
     for kind in (
         MinMax,
+        MovingAverage,
         Percentile,
         MSE,
+        Hessian,
         Lp,
         ACIQGaussian,
         ACIQLaplace,
@@ -53,4 +57,4 @@ def build(candidate: Candidate) -> Algorithm:
     return kind(**candidate.kwargs)
 
 
-__all__ = ["ALGORITHMS", "Algorithm", "HistogramAccumulator", "Statistics", "build"]
+__all__ = ["ALGORITHMS", "Algorithm", "BatchExtremes", "HistogramAccumulator", "Statistics", "build"]

@@ -82,7 +82,7 @@ class _ACIQ(Algorithm):
         values = scaled.values.to(torch.float64)
         positive, negative = scaled.minimum >= 0, scaled.maximum <= 0
         centre = torch.zeros_like(values[:, 0])
-        if not spec.symmetric:
+        if not spec.mirrored:
             centre = (values * weights).sum(dim=1).masked_fill(positive | negative, 0.0)
         spread = self._spread(values - centre[:, None], weights)
         low, high = self._ends(spec, positive, negative)
@@ -91,7 +91,7 @@ class _ACIQ(Algorithm):
     def _ends(self, spec: QuantSpec, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         """Distances of the ends from the centre in units of the spread, each ``[C]`` fp64."""
         tail, one = self._tail(), torch.ones_like(positive, dtype=torch.float64)
-        if spec.symmetric:
+        if spec.mirrored:
             # The step is what counts: symmetric grids have one more code below than above.
             step = torch.where(positive, optimal_step(tail, 0, spec.qmax), one)
             step = torch.where(negative & ~positive, optimal_step(tail, 0, -spec.qmin), step)

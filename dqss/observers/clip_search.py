@@ -40,7 +40,7 @@ def search_clip(stats: Statistics, spec: QuantSpec, order: float) -> tuple[Tenso
     """
     scaled, unit = stats.normalized()
     full = torch.stack(full_range(scaled, spec), dim=-1)
-    tied = (full == 0).any(dim=-1) | spec.symmetric
+    tied = (full == 0).any(dim=-1) | spec.mirrored
     ends = torch.empty_like(full)
     for group, joined in ((tied, True), (~tied, False)):
         if bool(group.any()):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import torch
 from torch import Tensor
 
 from dqss.errors import DataError, NonFiniteError
-from dqss.observers.base import Statistics, power_of_two
+from dqss.observers.base import BatchExtremes, Statistics, power_of_two
 
 _CHUNK = 1 << 18  # values binned at a time: small enough for the cache
+_BATCHES = 1024  # after so many an average has forgotten; bounds the memory
 _RESOLUTION = 24  # bin numbers up to 2^24 are exact in fp32
 
 
@@ -22,13 +25,21 @@ class HistogramAccumulator:
     batches they came in. Between half and all of the bins are in use. Exact zeros are counted
     apart (a ReLU puts half of the values there, and every grid represents them exactly).
     Counts are integers, so that results are the same from run to run on CPU and GPU.
+
+    Args:
+        channels: C.
+        bins: of each channel.
+        keep_batches: keep the extremes of each batch too, of the last 1024 at most; they alone
+            depend on how the stream was cut.
     """
 
-    def __init__(self, channels: int, bins: int = 2048) -> None:
+    def __init__(self, channels: int, bins: int = 2048, keep_batches: bool = False) -> None:
         if channels < 1 or bins < 2:
             raise ValueError(f"channels={channels}, bins={bins}: expected at least 1 channel and 2 bins")
         self.channels, self.bins = channels, bins
         self._seen = 0
+        self._batches: deque[tuple[Tensor, Tensor]] | None = deque(maxlen=_BATCHES) if keep_batches else None
+        self._importance: Tensor | None = None
         self._counts = torch.zeros((channels, bins), dtype=torch.int64)
         self._zeros = torch.zeros(channels, dtype=torch.int64)
         self._minimum = torch.full((channels,), torch.inf)
@@ -47,19 +58,38 @@ class HistogramAccumulator:
         Raises:
             NonFiniteError: when a value is NaN or infinite as fp32; the state is then unchanged.
         """
-        if rows.ndim != 2 or rows.shape[0] != self.channels:
-            raise ValueError(f"rows of shape {tuple(rows.shape)}: expected ({self.channels}, n)")
+        rows = self._checked(rows)
+        if self._importance is not None:
+            raise ValueError("weigh() comes after the last update(): bins may not move any more")
         if rows.shape[1] == 0:
             return
-        rows = rows.detach().to(torch.float32)
         if self._seen == 0:
             self._to(rows.device)
         low, high = _extremes(rows)
+        if self._batches is not None:
+            self._batches.append((low, high))
         self._cover(torch.minimum(self._minimum, low), torch.maximum(self._maximum, high))
         columns = max(1, max(_CHUNK, self._counts.numel()) // self.channels)
         for chunk in torch.split(rows, columns, dim=1):
             self._add(chunk)
         self._seen += rows.shape[1]
+
+    def weigh(self, rows: Tensor, importance: Tensor) -> None:
+        """Add importance (see :class:`Statistics`) to values that were seen before.
+
+        Sums of floating numbers are made on the CPU, where they do not change from run to run.
+
+        Args:
+            rows: ``[C, n]``; what lies outside the range seen counts at its end.
+            importance: ``[C, n]``, not negative.
+        """
+        rows = self._checked(rows).cpu()
+        if self._importance is None:
+            self._importance = torch.zeros((self.channels, self.bins + 1), dtype=torch.float64)
+        width, start = self._width.cpu()[:, None], self._start.cpu()[:, None]
+        position = torch.floor(rows / width).sub_(start).clamp_(0, self.bins - 1).long()
+        position[rows == 0] = self.bins  # apart, as their counts are
+        self._importance.scatter_add_(1, position, importance.detach().to("cpu", torch.float64))
 
     def statistics(self) -> Statistics:
         """What was seen so far: bin centres, clamped to the range seen, and the exact zeros.
@@ -76,13 +106,25 @@ class HistogramAccumulator:
         values = torch.clamp(values, self._minimum[:, None], self._maximum[:, None])
         values, order = values.sort(dim=1, stable=True)
         counts = torch.cat([counts, self._zeros[:, None]], dim=1).gather(1, order)
+        importance = None if self._importance is None else self._importance.to(order.device).gather(1, order)
         return Statistics(
             values,
             counts.to(torch.float32),
             self._minimum.clone(),
             self._maximum.clone(),
             self._width.clone(),
+            importance,
+            None if self._batches is None else self._batch_extremes(),
         )
+
+    def _batch_extremes(self) -> BatchExtremes:
+        minima, maxima = zip(*(self._batches or ()), strict=True)
+        return BatchExtremes(torch.stack(minima), torch.stack(maxima))
+
+    def _checked(self, rows: Tensor) -> Tensor:
+        if rows.ndim != 2 or rows.shape[0] != self.channels:
+            raise ValueError(f"rows of shape {tuple(rows.shape)}: expected ({self.channels}, n)")
+        return rows.detach().to(torch.float32)
 
     def _to(self, device: torch.device) -> None:
         for name in ("_counts", "_zeros", "_minimum", "_maximum", "_width", "_start"):

@@ -19,8 +19,8 @@ _ROUNDING = 1e-12  # relative: p / 100 * n may land just above the integer that 
 class Percentile(Algorithm):
     """Keep ``p`` percent of the values inside the clip range.
 
-    Symmetric grids clip at the p-th percentile of ``|x|``. Affine grids cut half of what is left
-    over at each end, or all of it at the only end of one-sided data. Percentiles are inverted
+    Signed symmetric grids clip at the p-th percentile of ``|x|``. The others cut half of what is
+    left over at each end, or all of it at the only end of one-sided data. Percentiles are inverted
     cumulative distributions, with no interpolation: the smallest value that at least p percent
     of the values do not exceed; the lower end is the same rule applied to ``-x``.
 
@@ -38,7 +38,7 @@ class Percentile(Algorithm):
     def clip_range(self, stats: Statistics, spec: QuantSpec) -> tuple[Tensor, Tensor]:
         """See :meth:`Algorithm.clip_range`."""
         inside = torch.full_like(stats.minimum, self.p / 100, dtype=torch.float64)
-        if spec.symmetric:
+        if spec.mirrored:
             magnitudes, order = stats.values.abs().sort(dim=1, stable=True)
             high = weighted_quantile(magnitudes, stats.counts.gather(1, order), inside)
             return bounded_range(-high, high, stats, spec)

@@ -32,14 +32,14 @@ class PowerOfTwo(Algorithm):
 
     def clip_range(self, stats: Statistics, spec: QuantSpec) -> tuple[Tensor, Tensor]:
         """See :meth:`Algorithm.clip_range`."""
-        scale, zero_point = self.qparams(stats, spec)
+        scale, zero_point = self.solve(stats, spec)
         full_low, full_high = full_range(stats, spec)
         high = torch.minimum((spec.qmax - zero_point) * scale, full_high)
-        low = -high if spec.symmetric else torch.maximum((spec.qmin - zero_point) * scale, full_low)
+        low = -high if spec.mirrored else torch.maximum((spec.qmin - zero_point) * scale, full_low)
         return low, high
 
-    def qparams(self, stats: Statistics, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-        """``(scale, zero_point)``, each ``[C]`` fp32; every scale is exactly a power of two."""
+    def solve(self, stats: Statistics, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+        """See :meth:`Algorithm.solve`; every scale is exactly a power of two."""
         scaled, unit = stats.normalized()
         low, high = full_range(scaled, spec)
         scales = _scales(choose_qparams(low, high, spec)[0])

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from dqss.functional import broadcast_channels, quantize
 from dqss.mixing import Codes, Grid
 from dqss.observers import Statistics
 from dqss.precision import KeepsPrecision
@@ -24,6 +23,10 @@ class Quantizer(KeepsPrecision, ABC):
 
     scale: Tensor
     zero_point: Tensor
+    needs_gradients = False
+    """Whether :meth:`calibrate` makes use of ``Statistics.importance``."""
+    needs_batches = False
+    """Whether :meth:`calibrate` makes use of ``Statistics.batches``."""
 
     def __init__(self, candidate: Candidate, channels: int) -> None:
         super().__init__()
@@ -38,21 +41,15 @@ class Quantizer(KeepsPrecision, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x``; shape and type stay."""
 
-    def grid(self, ndim: int) -> Grid:
-        """The grid, shaped for an ``ndim``-dimensional tensor."""
-        granularity = self.candidate.spec.granularity
-        return Grid(
-            broadcast_channels(self.scale, ndim, granularity),
-            broadcast_channels(self.zero_point, ndim, granularity),
-            self.candidate.spec,
-        )
+    def grid(self) -> Grid:
+        """The grid as it stands."""
+        return Grid(self.scale, self.zero_point, self.candidate.spec)
 
     @torch.no_grad()
     def codes(self, weight: Tensor) -> Codes:
-        """Integer codes of ``weight``, with the parameters that turn them back."""
-        grid = self.grid(weight.ndim)
-        integers = quantize(weight.to(torch.float32), grid.scale, grid.zero_point, grid.spec)
-        return Codes.pack(integers, grid.scale, grid.zero_point, grid.spec)
+        """Integer codes of ``weight``, with the grid that turns them back."""
+        grid = Grid(self.scale.clone(), self.zero_point.clone(), self.candidate.spec)
+        return Codes.of(weight, grid)
 
     def extra_repr(self) -> str:
         """The candidate's label, for ``print(model)``."""

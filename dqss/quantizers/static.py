@@ -18,6 +18,8 @@ class StaticQuantizer(Quantizer):
     def __init__(self, candidate: Candidate, channels: int) -> None:
         super().__init__(candidate, channels)
         self.algorithm = observers.build(candidate)
+        self.needs_gradients = self.algorithm.needs_gradients
+        self.needs_batches = self.algorithm.needs_batches
         self.register_buffer("scale", torch.ones(channels))
         self.register_buffer("zero_point", torch.zeros(channels))
 
@@ -31,4 +33,4 @@ class StaticQuantizer(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Quantizer.forward`."""
         # A mixture of one: the fused loop, with the same bits and the same gradient.
-        return mix_fake_quantize(x, torch.ones(1, device=x.device), (self.grid(x.ndim),))
+        return mix_fake_quantize(x, torch.ones(1, device=x.device), (self.grid(),))

@@ -76,6 +76,21 @@ def test_at_most_two_percent_above_brute_force(kind, symmetric, algorithm, order
         assert found <= true_error(x, MinMax(), spec, order)
 
 
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"negative"}))
+@pytest.mark.parametrize(("algorithm", "order"), [(MSE(), 2.0), (Lp(), 2.4)], ids=str)
+def test_unsigned_symmetric_grids_too(kind, algorithm, order):
+    """The brute force knows nothing of what is done with negative values: it counts their error."""
+    x = sample(kind)
+    for bits in (2, 3, 4, 6):
+        spec = QuantSpec(bits, True, signed=False)
+        found = true_error(x, algorithm, spec, order)
+        high = np.linspace(0, 1, 1001)[1:] * x.max()
+        scale = (high / (2**bits - 1))[:, None]
+        real = np.clip(np.round(x.astype(np.float64) / scale), 0, 2**bits - 1) * scale
+        assert found <= 1.02 * (np.abs(real - x) ** order).sum(axis=1).min(), bits
+        assert found <= true_error(x, MinMax(), spec, order)
+
+
 @pytest.mark.parametrize("kind", ["normal", "relu", "outliers"])
 def test_eight_bits_and_histograms(kind):
     x = sample(kind, 20_000)

@@ -103,6 +103,44 @@ def test_counts_beyond_fp32_integers_are_exact():
     assert accumulator.statistics().counts.max() == 2**24 + 2
 
 
+@pytest.mark.parametrize("bins", [2, 64, 2048])
+def test_importance_equals_numpy_histogram_and_stays_with_its_values(bins):
+    x = stream()
+    weights = torch.rand(x.shape, generator=torch.Generator().manual_seed(5)) * 1e-9
+    accumulator = accumulate(x.split(800, dim=1), 3, bins)
+    before = accumulator.statistics()
+    assert before.importance is None
+    for rows, part in zip(x.split(333, dim=1), weights.split(333, dim=1), strict=True):
+        accumulator.weigh(rows, part)
+    stats = accumulator.statistics()
+    for name in ("values", "counts", "minimum", "maximum"):
+        assert torch.equal(getattr(stats, name), getattr(before, name))
+    for c in range(3):
+        values, width = x[c].double().numpy(), float(stats.width[c])
+        zero = values == 0
+        numbers = np.floor(values / width)
+        own = weights[c].double().numpy()
+        wanted = [own[(numbers == k) & ~zero].sum() for k in np.unique(numbers[~zero])]
+        found = stats.importance[c][(stats.importance[c] > 0) & (stats.values[c] != 0)]
+        np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-9)
+        at_zero = stats.importance[c][stats.values[c] == 0].sum()
+        assert float(at_zero) == pytest.approx(own[zero].sum(), rel=1e-9)
+    with pytest.raises(ValueError, match="after the last"):
+        accumulator.update(x)
+
+
+def test_extremes_of_batches_are_kept_where_asked():
+    x = stream()
+    parts = x.split(137, dim=1)
+    accumulator = HistogramAccumulator(3, keep_batches=True)
+    for part in parts:
+        accumulator.update(part)
+    kept = accumulator.statistics().batches
+    assert torch.equal(kept.minima, torch.stack([part.amin(1) for part in parts]))
+    assert torch.equal(kept.maxima, torch.stack([part.amax(1) for part in parts]))
+    assert accumulate(parts, 3).statistics().batches is None
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_non_finite_values_are_refused_and_leave_no_trace(bad, channels):

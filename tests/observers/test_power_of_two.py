@@ -32,9 +32,9 @@ def brute_force(x, spec):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_close_to_brute_force_and_exactly_a_power_of_two(bits, symmetric):
-    x, spec = rows(), QuantSpec(bits, symmetric)
+@pytest.mark.parametrize(("symmetric", "signed"), [(True, True), (True, False), (False, True)])
+def test_close_to_brute_force_and_exactly_a_power_of_two(bits, symmetric, signed):
+    x, spec = rows(), QuantSpec(bits, symmetric, signed=signed)
     scale, zero_point = PowerOfTwo().qparams(Statistics.of(x), spec)
     assert (torch.frexp(scale).mantissa == 0.5).all()
     quantized = fake_quantize(x, scale[:, None], zero_point[:, None], spec)

@@ -8,7 +8,7 @@ import pytest
 from dqss.errors import SearchSpaceError
 from dqss.observers import ALGORITHMS, build
 from dqss.space import LayerCandidates, LayerInfo, SearchSpace
-from dqss.spec import PerChannel, PerTensor
+from dqss.spec import PerChannel, PerGroup, PerTensor
 from search_spaces import uniform
 
 LAYERS = [
@@ -65,6 +65,54 @@ def test_granularity_and_sign_are_free() -> None:
     )
     assert {(c.spec.granularity, c.spec.symmetric) for c in found.weight} == {(PerTensor(), False)}
     assert {(c.spec.granularity, c.spec.symmetric) for c in found.activation} == {(PerChannel(-3), True)}
+
+
+def test_several_kinds_of_grid_at_once() -> None:
+    found = of(
+        uniform(
+            weight_bits=[2, 4],
+            weight_algorithms=["minmax", "mse"],
+            activation_algorithms=["minmax", "mse"],
+            weight_granularity=["channel", "group"],
+            weight_group_size=[16, 64],
+            weight_symmetric=[True, False],
+            activation_granularity=["tensor", "channel"],
+            activation_symmetric=[True, False],
+            activation_signed=[True, False],
+        ),
+        LAYERS[1],
+    )
+    grains = ("channel", "group 16", "group 64")
+    wanted = itertools.product(("minmax", "mse"), (2, 4), ("symmetric", "affine"), grains)
+    titles = [c.title for c in found.weight]
+    assert sorted(titles) == sorted(f"{name}@{bits} {sign} {grain}" for name, bits, sign, grain in wanted)
+    assert {c.spec.granularity for c in found.weight} == {PerChannel(1), PerGroup(16, 1), PerGroup(64, 1)}
+    signs = ("symmetric", "unsigned symmetric", "affine")
+    wanted_activations = itertools.product(("minmax", "mse"), signs, ("tensor", "channel"))
+    titles = [c.title for c in found.activation]
+    assert sorted(titles) == sorted(f"{name}@4 {sign} {grain}" for name, sign, grain in wanted_activations)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation_granularity": "group"}, "activation_granularity: groups are for weights"),
+        ({"activation_granularity": ["tensor", "group"]}, "groups are for weights"),
+        ({"activation_signed": False}, "set activation_symmetric=true too"),
+        ({"activation_signed": [True, False]}, "set activation_symmetric=true too"),
+        ({"weight_granularity": "group", "weight_group_size": 0}, "weight_group_size=0: expected an integer"),
+        ({"weight_granularity": "group", "weight_group_size": [8, 2.5]}, "weight_group_size=2.5"),
+        ({"weight_granularity": []}, "expected at least one"),
+        ({"weight_granularity": "group", "weight_group_size": []}, "expected at least one"),
+        ({"activation_symmetric": []}, "expected at least one"),
+        ({"activation_symmetric": True, "activation_signed": []}, "at least one"),
+        ({"weight_symmetric": [True, True], "weight_granularity": ["group", "group"]}, "twice: .* group 32"),
+    ],
+)
+def test_grids_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SearchSpaceError, match=message) as caught:
+        of(uniform(**options))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

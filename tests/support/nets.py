@@ -21,6 +21,8 @@ from search_spaces import uniform
 
 TWO = ("minmax", {"name": "percentile", "p": 70.0})
 THREE = (*TWO, "mse")
+EVERY_PASS = ("minmax", "hessian", {"name": "moving_average", "momentum": 0.5})
+"""Algorithms that look at more than the values."""
 
 
 def small_space(
@@ -60,7 +62,7 @@ def calibrated(model: nn.Module, *batches: Any, space: SearchSpace | None = None
     import copy
 
     supernet = Supernet(copy.deepcopy(model), space or small_space())
-    supernet.calibrate(batches)
+    supernet.calibrate(batches, probes=batches)
     return supernet
 
 
@@ -68,7 +70,7 @@ def prepared_supernet(model: nn.Module, batch: Any, space: SearchSpace) -> tuple
     """The way a search takes: prepare, attach, calibrate on one batch."""
     prepared = prepare(model, batch)
     supernet = Supernet(prepared.model, space)
-    supernet.calibrate([batch])
+    supernet.calibrate([batch], probes=[batch])
     return prepared, supernet
 
 

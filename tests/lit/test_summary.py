@@ -1,0 +1,39 @@
+"""The table of choices says what tells two choices apart, and no more."""
+
+import io
+
+from rich.console import Console
+
+from dqss.discretize import RefineSettings
+from dqss.lit.search import search_ptq
+from dqss.lit.settings import PTQSettings
+from dqss.lit.summary import print_result
+from dqss.space import Rule, SearchSpace
+from dqss.spec import Candidate, PerGroup, QuantSpec
+from tests.support.nets import cnn, images
+
+SETTINGS = PTQSettings(steps=2, batch_size=8, refine=RefineSettings(passes=0), discrete_every=0)
+
+
+def table(first: QuantSpec, others: QuantSpec) -> str:
+    """Printed choices where the first layer's input is on another grid than those of the others."""
+    weight = (Candidate.of("mse", QuantSpec(4, True, PerGroup(8))),)
+    one, rest = ((Candidate.of("mse", spec),) for spec in (first, others))
+    space = SearchSpace("test", (Rule(weight, one, names=("0",)), Rule(weight, rest)))
+    text = io.StringIO()
+    result = search_ptq(cnn(), images(24), space, SETTINGS)
+    print_result(Console(file=text, width=200), result, None)
+    assert max(map(len, text.getvalue().splitlines())) <= 80
+    return text.getvalue().split("best uniform")[0]
+
+
+def test_one_kind_of_grid_is_not_spelled_out() -> None:
+    found = table(QuantSpec(4, False), QuantSpec(8, False))
+    assert "mse@4" in found and "mse@8" in found
+    assert not any(word in found for word in ("affine", "symmetric", "group"))
+
+
+def test_several_kinds_are() -> None:
+    found = table(QuantSpec(4, True, signed=False), QuantSpec(4, False))
+    assert "mse@4 unsigned symmetric tensor" in found and "mse@4 affine tensor" in found
+    assert "group" not in found  # weights have only one kind
