@@ -64,7 +64,7 @@ class Evaluator:
         device: where the supernet is.
         meter: what counts evaluations.
         journal: remembers every measured value, so that a resumed run repeats none.
-        check: called before each measurement; may raise to stop.
+        advance: told of each measurement's images beforehand; may raise to stop.
         references: float outputs by sample index, filled as they are needed.
     """
 
@@ -76,7 +76,7 @@ class Evaluator:
     device: torch.device
     meter: Meter
     journal: Journal
-    check: Callable[[], None] = lambda: None
+    advance: Callable[[int], None] = lambda images: None
     references: dict[int, Tensor] = field(default_factory=dict)
 
     def keep_reference(self, indices: Sequence[int], output: Any) -> None:
@@ -111,8 +111,8 @@ class Evaluator:
 
     def measure_each(self, assignment: Assignment, part: str, count: int | None = None) -> list[float]:
         """Distance of the discrete network on each of (the first ``count``) images of a part."""
-        self.check()
         indices = self.parts[part][:count]
+        self.advance(len(indices))
         key = _key("discrete", assignment, part, len(indices))
         known = self.journal.get(key)
         if known is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +47,12 @@ def measure_contenders(
     validation = validation or Validation()
     supernet = evaluator.supernet
     contexts = _contexts(supernet, outcome, uniform if oracle else {})
-    with reporter.stage("measure", 2) as stage:
+    loader = validation.batches
+    images = len(evaluator.parts["select"]) + _count(loader)
+    with reporter.stage("measure", images) as stage:
+        evaluator.advance = stage.advance
         selection = _on_selection(evaluator, contexts, validation)
-        stage.advance()
-        held_out = _stream(evaluator, validation.batches, contexts, validation)
-        stage.advance()
+        held_out = _stream(evaluator, loader, contexts, validation)
     rows: dict[str, Any] = {}
     for row, variant in {
         "float": "float",
@@ -69,6 +70,12 @@ def measure_contenders(
     rows["distance"] = evaluator.distance.name
     rows["changes"] = outcome.changes
     return rows
+
+
+def _count(loader: Iterable[Any]) -> int:
+    """Images in a loader, as far as it says."""
+    dataset = getattr(loader, "dataset", ())
+    return len(dataset) if isinstance(dataset, Sized) else 0
 
 
 def _contexts(
@@ -102,7 +109,7 @@ def _stream(
         evaluator.distance,
         validation.metric,
         evaluator.device,
-        lambda count: evaluator.check(),
+        evaluator.advance,
     )
     for row in measured.values():
         if "metric" in row:

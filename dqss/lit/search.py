@@ -128,10 +128,11 @@ def search_ptq(
     with clock.time("search"):
         module = _fit(evaluator, settings, seed, folder, deadline, reporter, trainer or {}, logger)
         evaluator.supernet.to(device)
-    # Not before: a step of the search ends in a checkpoint of its own.
-    evaluator.check = reporter.check
     uniform = uniform_assignments(evaluator.supernet)
-    with clock.time("discretize"):
+    planned = int(settings.refine.passes * len(evaluator.parts["refine"]))
+    with clock.time("discretize"), reporter.stage("discretize", planned) as stage:
+        # Not before: a step of the search ends in a checkpoint of its own.
+        evaluator.advance = stage.advance
         # Now, and not with the first measurement: a resumed run may find that in its journal.
         evaluator.reference(evaluator.parts["select"])
         outcome = discretize(
