@@ -15,6 +15,7 @@ LINES = [
     "599 validation images",
     "calibrate ...",
     "search ...",
+    "discretize ...",
     "measure ...",
 ]
 
