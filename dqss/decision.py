@@ -26,6 +26,13 @@ class Relaxation(ABC):
         ``noise`` holds K draws of the standard Gumbel distribution, fixed for the step.
         """
 
+    def place(self, logits: Tensor, noise: Tensor) -> int | None:
+        """The one option whose weight is 1 while the others' are 0; None for true mixtures.
+
+        Of such weights only that option need be evaluated on the way forward.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class Softmax(Relaxation):
@@ -47,8 +54,13 @@ class StraightThroughGumbel(Relaxation):
     def weights(self, logits: Tensor, noise: Tensor) -> Tensor:
         """See :meth:`Relaxation.weights`; exactly one-hot in value."""
         soft = torch.softmax((logits + noise) / self.temperature, dim=0)
-        hard = torch.zeros_like(soft).scatter_(0, soft.argmax(dim=0, keepdim=True), 1.0)
+        hard = torch.zeros_like(soft)
+        hard[self.place(logits, noise)] = 1.0
         return hard + (soft - soft.detach())
+
+    def place(self, logits: Tensor, noise: Tensor) -> int:
+        """See :meth:`Relaxation.place`."""
+        return _largest(logits + noise)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,31 @@ class OneHot(Relaxation):
         hard = torch.zeros_like(logits)
         hard[self.choice] = 1.0
         return hard + (logits - logits.detach())
+
+    def place(self, logits: Tensor, noise: Tensor) -> int:
+        """See :meth:`Relaxation.place`."""
+        return self.choice
+
+
+@dataclass(frozen=True)
+class Sampled(Relaxation):
+    """One option drawn from ``softmax(logits)``; its gradient reaches the logits unchanged.
+
+    The draw is the largest of logits plus Gumbel noise. For what the gradient is good for see
+    :mod:`dqss.effects`.
+    """
+
+    def weights(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """See :meth:`Relaxation.weights`; exactly one-hot in value."""
+        return OneHot(self.place(logits, noise)).weights(logits, noise)
+
+    def place(self, logits: Tensor, noise: Tensor) -> int:
+        """See :meth:`Relaxation.place`."""
+        return _largest(logits + noise)
+
+
+def _largest(values: Tensor) -> int:
+    return int(values.detach().argmax())
 
 
 class Decision(KeepsPrecision):
@@ -105,6 +142,10 @@ class Decision(KeepsPrecision):
         if self.assigned is not None:
             return self.assigned
         return int(self.logits.detach().argmax())
+
+    def place(self) -> int | None:
+        """The only option with a weight in this forward pass; None where several have one."""
+        return self.relaxation.place(self.logits.float(), self.noise.float())
 
     def probabilities(self) -> list[float]:
         """``softmax(logits)``, without relaxation or noise."""

@@ -90,7 +90,7 @@ class MixedActivation(MixedQuantizer):
             found: Tensor = self[self.decision.choice](x)
             return found
         grids = [self[k].grid() for k in range(len(self.candidates))]
-        return mix_fake_quantize(x, self.decision.weights(), grids)
+        return mix_fake_quantize(x, self.decision.weights(), grids, self.decision.place())
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
@@ -189,7 +189,7 @@ class MixedWeight(MixedQuantizer):
             return self._probe(weight)
         if self.mode is Mode.DISCRETE:
             return self.stack.choose(self.decision.choice).to(weight.dtype)
-        return mix_codes(self.decision.weights(), self.stack).to(weight.dtype)
+        return mix_codes(self.decision.weights(), self.stack, self.decision.place()).to(weight.dtype)
 
     def _probe(self, weight: Tensor) -> Tensor:
         """``weight`` as a leaf of its own; the same one for all that read it for one output."""

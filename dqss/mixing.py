@@ -58,12 +58,15 @@ class Grid:
 
 class _MixFakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, grids: Sequence[Grid]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weights: Tensor, grids: Sequence[Grid], place: int | None) -> Tensor:
         common = common_granularity(grid.spec.granularity for grid in grids)
         rows = (grid.rows(x.shape, common) for grid in grids)
         stacked = [torch.stack(parts) for parts in zip(*rows, strict=True)]
         ctx.save_for_backward(x, weights, *stacked)
         ctx.common = common
+        if place is not None and len(grids) > 1:
+            weights = weights[place : place + 1]
+            stacked = [part[place : place + 1] for part in stacked]
         mixed = fused.mix(x.numel(), _blocks(x, common), weights, *stacked)
         return _from_blocks(mixed, x.shape, common).to(x.dtype)
 
@@ -72,22 +75,26 @@ class _MixFakeQuantize(torch.autograd.Function):
         x, weights, *stacked = ctx.saved_tensors
         grad = _blocks(grad_outputs[0], ctx.common)
         passed, sums = fused.mix_backward(x.numel(), _blocks(x, ctx.common), grad, weights, *stacked)
-        return _from_blocks(passed, x.shape, ctx.common).to(x.dtype), sums, None
+        return _from_blocks(passed, x.shape, ctx.common).to(x.dtype), sums, None, None
 
 
-def mix_fake_quantize(x: Tensor, weights: Tensor, grids: Sequence[Grid]) -> Tensor:
+def mix_fake_quantize(
+    x: Tensor, weights: Tensor, grids: Sequence[Grid], place: int | None = None
+) -> Tensor:
     """``sum_k weights[k] * fake_quantize(x, grids[k])`` for grids that do not learn.
 
     Args:
         x: any shape; bf16 and fp16 are mixed in fp32 and returned in their own type.
         weights: ``[K]`` fp32.
         grids: K grids.
+        place: the only option with a weight, if that is known: the others are then left out on
+            the way forward. On the way back all K have their gradient.
 
     Returns:
         A tensor like ``x``. A one-hot ``weights`` gives exactly that candidate, in value and in
         the gradient of ``x``.
     """
-    result: Tensor = _MixFakeQuantize.apply(x, weights, tuple(grids))
+    result: Tensor = _MixFakeQuantize.apply(x, weights, tuple(grids), place)
     return result
 
 
@@ -173,21 +180,26 @@ class CodeStack:
 
 class _MixCodes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, stack: CodeStack) -> Tensor:
+    def forward(ctx: Any, weights: Tensor, stack: CodeStack, place: int | None) -> Tensor:
         ctx.stack = stack
+        if place is not None:
+            return stack.choose(place)
         return stack.restore(fused.mix_codes(stack.steps[0].numel(), weights, stack.scale, stack.steps))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         stack: CodeStack = ctx.stack
         grad = stack.rows(grad_outputs[0])
-        return fused.mix_codes_backward(grad.numel(), grad, stack.scale, stack.steps), None
+        return fused.mix_codes_backward(grad.numel(), grad, stack.scale, stack.steps), None, None
 
 
-def mix_codes(weights: Tensor, codes: CodeStack | Sequence[Codes]) -> Tensor:
-    """``sum_k weights[k] * codes[k].dequantize()`` for a frozen weight; fp32, shape of the weight."""
+def mix_codes(weights: Tensor, codes: CodeStack | Sequence[Codes], place: int | None = None) -> Tensor:
+    """``sum_k weights[k] * codes[k].dequantize()`` for a frozen weight; fp32, shape of the weight.
+
+    For ``place`` see :func:`mix_fake_quantize`.
+    """
     stack = codes if isinstance(codes, CodeStack) else CodeStack.of(codes)
-    result: Tensor = _MixCodes.apply(weights, stack)
+    result: Tensor = _MixCodes.apply(weights, stack, place)
     return result
 
 

@@ -47,14 +47,14 @@ class StepBatches(IterableDataset[list[int]]):
 
 
 class PTQSearch(pl.LightningModule):
-    """Adam on the logits, label-free loss to the float network's outputs.
+    """Gradients of the logits, with a label-free loss to the float network's outputs.
 
     Args:
         evaluator: holds the calibrated supernet, the samples and the float references.
         batches: which samples each step sees.
-        schedule: relaxation and entropy weight over the steps.
+        schedule: relaxation, entropy weight and optimizer.
         loss: what is minimized, beside the entropy.
-        learning_rate: of Adam.
+        learning_rate: of schedules that have one.
         discrete_every: steps between two measurements of the discrete network (0: none).
         discrete_images: images of the refine part for that.
     """
@@ -86,16 +86,9 @@ class PTQSearch(pl.LightningModule):
         return super().train(False)
 
     def configure_optimizers(self) -> Any:
-        """Adam over the logits of the unique decisions; the learning rate falls linearly to 0.
-
-        Sampled gradients are noisy: with a constant rate the last few steps would decide.
-        """
-        optimizer = torch.optim.Adam(
-            self.supernet.arch_parameters(), lr=self.learning_rate, betas=(0.9, 0.99)
-        )
-        steps = self.batches.steps
-        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
+        """What the schedule moves the logits with."""
+        decisions = list(self.supernet.decisions.values())
+        return self.schedule.optimizer(decisions, self.batches.steps, self.learning_rate)
 
     def train_dataloader(self) -> DataLoader[list[int]]:
         """One element a step."""

@@ -1,17 +1,25 @@
-"""How the relaxation changes over the steps of a search."""
+"""How a search relaxes its decisions, and what moves their logits, over its steps."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from dqss.decision import Relaxation, Softmax, StraightThroughGumbel
+import torch
+
+from dqss.decision import Decision, Relaxation, Sampled, Softmax, StraightThroughGumbel
 from dqss.errors import UserError
+from dqss.lit.mean_field import MeanField
 
 
 class Schedule(ABC):
-    """The relaxation and the weight of the entropy penalty as functions of progress in [0, 1]."""
+    """Relaxation, entropy penalty and optimizer of a search of so many steps.
+
+    Progress is in [0, 1].
+    """
 
     @abstractmethod
     def relaxation(self, progress: float) -> Relaxation:
@@ -20,6 +28,54 @@ class Schedule(ABC):
     def entropy_weight(self, progress: float) -> float:
         """Weight of the mean entropy (nats) of the decisions in the loss."""
         return 0.0
+
+    def optimizer(self, decisions: Sequence[Decision], steps: int, learning_rate: float) -> dict[str, Any]:
+        """What moves the logits, in the words of Lightning: Adam, its rate falling linearly to 0.
+
+        Sampled gradients are noisy: with a constant rate the last few steps would decide.
+        """
+        logits = [decision.logits for decision in decisions]
+        adam = torch.optim.Adam(logits, lr=learning_rate, betas=(0.9, 0.99))
+        decay = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: max(0.0, 1.0 - step / steps))
+        return {"optimizer": adam, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
+
+
+@dataclass(frozen=True)
+class MeanFieldSchedule(Schedule):
+    """Sampled options; logits follow their measured effects, at a falling entropy.
+
+    See :class:`dqss.lit.mean_field.MeanField`; a learning rate is not used. Not of the paper: our
+    own way, the default since it found the best strategies in ``experiments/cifar_resnet20``.
+
+    Attributes:
+        entropy, final_entropy: mean entropy of the decisions after the first and the last step,
+            as a share of ``log K``; linear in between.
+        memory: factor on what earlier steps have taught, each step.
+    """
+
+    entropy: float = 1.0
+    final_entropy: float = 0.05
+    memory: float = 0.9975
+
+    def __post_init__(self) -> None:
+        for name, value in (("entropy", self.entropy), ("final_entropy", self.final_entropy)):
+            if not 0 < value <= 1:
+                raise UserError(f"schedule.{name}={value}: expected a share in 0..1, above 0")
+        if not 0 < self.memory <= 1:
+            raise UserError(f"schedule.memory={self.memory}: expected a factor in 0..1, above 0")
+
+    def relaxation(self, progress: float) -> Relaxation:
+        """See :meth:`Schedule.relaxation`."""
+        return Sampled()
+
+    def optimizer(self, decisions: Sequence[Decision], steps: int, learning_rate: float) -> dict[str, Any]:
+        """See :meth:`Schedule.optimizer`."""
+
+        def wanted(done: int) -> float:
+            share = self.entropy + (self.final_entropy - self.entropy) * done / steps
+            return min(max(share, 1e-3), 0.999)  # at 0 and 1 the temperature would be 0 and infinite
+
+        return {"optimizer": MeanField(decisions, wanted, self.memory)}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,89 @@
+"""An optimizer that sets logits to the learned effects of their options, at a falling entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dqss.decision import Decision
+from dqss.effects import logits_of_entropy, potentials
+
+
+class MeanField(Optimizer):
+    """Mean-field annealing of decisions that are :class:`dqss.decision.Sampled`.
+
+    After each backward pass the differences between the option in place and all others join a
+    running average; the potentials ``v`` of :mod:`dqss.effects` follow from it, and every logit
+    becomes ``-v / T``. The one temperature T of all decisions is what gives the mean entropy that
+    is wanted at this step: choices that matter much settle early, the others meanwhile go on being
+    sampled. That is the stationary point of ``E[loss] - T entropy`` over independent decisions.
+    There is no learning rate, and the scale of the loss does not matter.
+
+    Args:
+        decisions: whose logits to set.
+        entropy: share of ``log K`` that is wanted after each step, as a function of the number of
+            steps done.
+        memory: factor on all that is known, each step; forgets the samples of early
+            probabilities.
+    """
+
+    def __init__(
+        self, decisions: Sequence[Decision], entropy: Callable[[int], float], memory: float = 0.99
+    ) -> None:
+        super().__init__([decision.logits for decision in decisions], {"memory": memory})
+        self.decisions = list(decisions)
+        self.entropy = entropy
+        for logits in self._logits():
+            # Of their final shape from the start, so that checkpoints always fit.
+            k = len(logits)
+            # In the type of the logits: torch gives any other back in that one on loading.
+            self.state[logits]["sums"] = logits.new_zeros(k, k, requires_grad=False)
+            self.state[logits]["counts"] = logits.new_zeros(k, requires_grad=False)
+            self.state[logits]["step"] = torch.tensor(0.0)
+
+    def _logits(self) -> list[Tensor]:
+        return [decision.logits for decision in self.decisions]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Learn from the gradients of one sample and set all logits."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for decision in self.decisions:
+            self._learn(decision)
+        by_size: dict[int, list[Tensor]] = {}
+        for logits in self._logits():
+            by_size.setdefault(len(logits), []).append(logits)
+        effects = [
+            potentials(*(torch.stack([self.state[p][key] for p in group]) for key in ("sums", "counts")))
+            for group in by_size.values()
+        ]
+        done = int(self.state[self.decisions[0].logits]["step"])
+        for group, rows in zip(
+            by_size.values(), logits_of_entropy(effects, self.entropy(done)), strict=True
+        ):
+            for logits, row in zip(group, rows, strict=True):
+                logits.copy_(row)
+        return loss
+
+    def _learn(self, decision: Decision) -> None:
+        state, place = self.state[decision.logits], decision.place()
+        assert place is not None
+        for key in ("sums", "counts"):
+            state[key] *= self.param_groups[0]["memory"]
+        state["step"] += 1
+        gradient = decision.logits.grad
+        if gradient is not None:
+            state["sums"][place] += gradient - gradient[place]
+            state["counts"][place] += 1
+
+    def effects(self, decision: Decision) -> Tensor:
+        """What is known of a decision's options: ``[K]`` fp64, in units of the loss, of mean zero."""
+        state = self.state[decision.logits]
+        return potentials(state["sums"][None], state["counts"][None])[0]

@@ -1,0 +1,152 @@
+"""Mean-field annealing: what a step learns, where it ends, and that it can be interrupted."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from dqss.decision import Decision, Sampled
+from dqss.effects import logits_of_entropy, potentials
+from dqss.errors import UserError
+from dqss.lit.mean_field import MeanField
+from dqss.lit.schedules import MeanFieldSchedule
+
+
+class Quadratic:
+    """A loss of D decisions with K options: second order in the sum of the errors they put in."""
+
+    def __init__(self, sizes: tuple[int, ...], seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.errors = [torch.randn(k, 6, generator=generator) for k in sizes]
+        self.decisions = [Decision(f"d{n}", list(range(k))) for n, k in enumerate(sizes)]
+        for decision in self.decisions:
+            decision.relaxation = Sampled()
+
+    def __call__(self, weights: list[Tensor]) -> Tensor:
+        total = sum((w @ e for w, e in zip(weights, self.errors, strict=True)), torch.zeros(6))
+        return total.square().sum()
+
+    def at(self, choice: Sequence[int]) -> float:
+        return float(self([torch.eye(len(e))[k] for e, k in zip(self.errors, choice, strict=True)]))
+
+    def best(self) -> tuple[int, ...]:
+        return min(itertools.product(*(range(len(e)) for e in self.errors)), key=self.at)
+
+    def run(self, optimizer: MeanField, steps: int, begin: int = 0) -> None:
+        for step in range(begin, steps):
+            generator = torch.Generator().manual_seed(step)
+            for decision in self.decisions:
+                decision.draw(generator)
+            optimizer.zero_grad()
+            self([decision.weights() for decision in self.decisions]).backward()
+            optimizer.step()
+
+    def choice(self) -> tuple[int, ...]:
+        return tuple(decision.choice for decision in self.decisions)
+
+
+def falling(steps: int) -> Callable[[int], float]:
+    return lambda done: max(1e-3, 0.999 * (1 - done / steps))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_without_interaction_it_finds_the_best_of_all_combinations(seed: int) -> None:
+    problem = Quadratic((4, 3, 2, 4), seed)
+    for n, errors in enumerate(problem.errors):  # each in a dimension of its own
+        problem.errors[n] = errors[:, :1] * torch.eye(6)[n]
+    problem.run(MeanField(problem.decisions, falling(200), memory=0.99), 200)
+    assert problem.choice() == problem.best()
+
+
+def test_with_interaction_it_beats_what_suits_each_alone() -> None:
+    """Errors of different decisions can cancel each other, which none of them sees by itself."""
+    gains = []
+    for seed in range(6):
+        problem = Quadratic((4, 4, 4, 4), seed)
+        alone = [int(errors.square().sum(1).argmin()) for errors in problem.errors]
+        problem.run(MeanField(problem.decisions, falling(300), memory=0.98), 300)
+        gains.append(problem.at(alone) - problem.at(problem.choice()))
+    assert min(gains) > -1e-6 and sum(gain > 0 for gain in gains) >= 4
+
+
+def test_what_one_step_learns() -> None:
+    problem = Quadratic((3, 2), seed=1)
+    optimizer = MeanField(problem.decisions, lambda done: 0.5, memory=0.9)
+    problem.run(optimizer, 1)
+    generator = torch.Generator().manual_seed(0)
+    for decision in problem.decisions:
+        decision.logits.data.zero_()
+        decision.draw(generator)
+    drawn = [int(decision.noise.argmax()) for decision in problem.decisions]
+    places = [torch.eye(3)[drawn[0]].requires_grad_(), torch.eye(2)[drawn[1]].requires_grad_()]
+    gradients = torch.autograd.grad(problem(places), places)
+    for decision, place, gradient in zip(problem.decisions, drawn, gradients, strict=True):
+        sums = torch.zeros(len(gradient), len(gradient))
+        sums[place] = gradient - gradient[place]
+        counts = torch.zeros(len(gradient))
+        counts[place] = 1
+        torch.testing.assert_close(
+            optimizer.effects(decision), potentials(sums[None], counts[None])[0], rtol=1e-5, atol=1e-5
+        )
+
+
+def test_logits_follow_the_effects_at_one_temperature() -> None:
+    problem = Quadratic((3, 4, 3), seed=5)
+    optimizer = MeanField(problem.decisions, lambda done: 0.3, memory=0.99)
+    problem.run(optimizer, 20)
+    effects = [optimizer.effects(decision)[None] for decision in problem.decisions]
+    for decision, wanted in zip(problem.decisions, logits_of_entropy(effects, 0.3), strict=True):
+        torch.testing.assert_close(decision.logits.detach(), wanted[0].float(), rtol=1e-4, atol=1e-4)
+
+
+def test_weight_of_the_past_is_a_geometric_series() -> None:
+    problem = Quadratic((3,), seed=2)
+    optimizer = MeanField(problem.decisions, lambda done: 0.9, memory=0.1)
+    problem.run(optimizer, 12)
+    counts = optimizer.state[problem.decisions[0].logits]["counts"]
+    assert float(counts.sum()) == pytest.approx(1 / (1 - 0.1), rel=1e-4)
+
+
+def test_its_state_survives_an_interruption() -> None:
+    whole, first, second = (Quadratic((4, 3), seed=7) for _ in range(3))
+    whole.run(MeanField(whole.decisions, falling(40)), 40)
+    half = MeanField(first.decisions, falling(40))
+    first.run(half, 17)
+    again = MeanField(second.decisions, falling(40))
+    again.load_state_dict(half.state_dict())
+    for a, b in zip(first.decisions, second.decisions, strict=True):
+        b.logits.data.copy_(a.logits.data)
+    second.run(again, 40, begin=17)
+    for a, b in zip(whole.decisions, second.decisions, strict=True):
+        assert torch.equal(a.logits, b.logits)
+
+
+def test_the_scale_of_the_loss_does_not_matter() -> None:
+    one, other = Quadratic((4, 3), seed=3), Quadratic((4, 3), seed=3)
+    other.errors = [1024 * e for e in other.errors]
+    for problem in (one, other):
+        problem.run(MeanField(problem.decisions, falling(60)), 60)
+    for a, b in zip(one.decisions, other.decisions, strict=True):
+        torch.testing.assert_close(a.logits, b.logits, rtol=1e-3, atol=1e-3)
+
+
+def test_entropy_falls_as_the_schedule_says() -> None:
+    problem = Quadratic((8, 8, 5), seed=0)
+    steps = 50
+    schedule = MeanFieldSchedule(entropy=0.9, final_entropy=0.1)
+    optimizer = schedule.optimizer(problem.decisions, steps, learning_rate=1.0)["optimizer"]
+    for step in range(steps):
+        problem.run(optimizer, step + 1, begin=step)
+        shares = [float(d.entropy().detach()) / math.log(len(d.options)) for d in problem.decisions]
+        wanted = 0.9 + (0.1 - 0.9) * (step + 1) / steps
+        assert sum(shares) / 3 == pytest.approx(wanted, abs=2e-3)
+
+
+@pytest.mark.parametrize("field", ["entropy", "final_entropy", "memory"])
+@pytest.mark.parametrize("bad", [0.0, -0.1, 1.5, math.nan])
+def test_shares_out_of_range_are_refused(field: str, bad: float) -> None:
+    with pytest.raises(UserError, match=f"schedule.{field}="):
+        MeanFieldSchedule(**{field: bad})
