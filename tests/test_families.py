@@ -197,18 +197,17 @@ class Attention(nn.Module):
 def test_multihead_attention() -> None:
     model = Attention().eval()
     result = searched(model)
-    assert set(result.supernet.coverage.weight_only) >= {"attention.out_proj", "encoder.self_attn.out_proj"}
+    projections = ("q_proj", "k_proj", "v_proj", "out_proj")
     layers = result.bundle.strategy.layers
     assert set(layers) == {
         "embed",
-        "encoder.self_attn.out_proj",
+        *(f"{name}.{key}" for name in ("attention", "encoder.self_attn") for key in projections),
         "encoder.linear1",
         "encoder.linear2",
-        "attention.out_proj",
         "head",
     }
-    assert layers["attention.out_proj"].weight is not None
-    assert layers["attention.out_proj"].activation is None
+    assert all(layer.weight is not None and layer.activation is not None for layer in layers.values())
+    assert result.supernet.coverage.products == ["encoder.self_attn.product0", "attention.product0"]
     probe = images(2)
     assert applied_as_simulated(result, probe)
     with torch.no_grad():
