@@ -155,7 +155,7 @@ def attention(
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
     scores = _masked(torch.matmul(query, key.transpose(-2, -1)) * scale, attn_mask, is_causal)
-    probabilities = quantize("probabilities", _softmax(scores).to(dtype)).to(wide)
+    probabilities = quantize("probabilities", _softmax(scores))
     if dropout_p > 0:
         probabilities = F.dropout(probabilities, dropout_p)
     return torch.matmul(probabilities, value).to(dtype)
