@@ -48,7 +48,8 @@ class ProductFinder(TorchFunctionMode):
         super().__init__()
         self._names = {module: name for name, module in model.named_modules()}
         tensors = [*model.parameters(), *model.buffers()]
-        self._stored = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        # Nothing lies at zero, which is the address of every empty tensor.
+        self._stored = {tensor.untyped_storage().data_ptr() for tensor in tensors} - {0}
         self._seen = seen
         self._running: list[_Running] = []
         self._kinds: dict[nn.Module, list[str]] = {}
