@@ -150,11 +150,11 @@ def _print_coverage(console: Console, coverage: Coverage) -> None:
         if names:
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             console.print(_plain(f"{words}: {shown}"), soft_wrap=True)
-    if coverage.products:
+    count = len(coverage.products)
+    if count:
         console.print(
-            f"{len(coverage.products)} products of two activations (attention) stay in float: 'W8A8' means "
-            "weights and layer inputs; search_space.products=true searches them",
-            soft_wrap=True,
+            f"{count} product{'s' * (count > 1)} of two activations (attention) stay in float: 'W8A8' means "
+            "weights and layer inputs; search_space.products=true searches them"
         )
 
 

@@ -71,14 +71,16 @@ class ProductQuantizer(nn.Module):
 def can_attach(module: nn.Module) -> bool:
     """Whether the forward of ``module`` is its class's own, and a further child does no harm.
 
-    Containers run or count their children; graph modules make their own classes.
+    Containers run or count their children; graph modules make their own classes. What has a way of
+    its own to be copied would come out of it as it was before.
     """
-    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, fx.GraphModule)
+    kind = type(module)
     return not (
-        isinstance(module, containers)
-        or "forward" in vars(module)
-        or hasattr(module, "__deepcopy__")
-        or hasattr(module, PRODUCT_QUANTIZERS)
+        isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict, fx.GraphModule))
+        or {"forward", PRODUCT_QUANTIZERS} & {*vars(module), *module._modules}
+        or kind.__reduce_ex__ is not object.__reduce_ex__
+        or kind.__reduce__ is not object.__reduce__
+        or hasattr(kind, "__deepcopy__")
     )
 
 
@@ -110,10 +112,8 @@ class _Multiplies(nn.Module):
             mode.frame = None  # it would hold the inputs until the garbage is collected
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        reduced: Any = super().__reduce_ex__(protocol)
-        if reduced[1] != (type(self),):  # the class has a way of its own
-            return reduced
-        return (_bare, (type(self).__bases__[1],), *reduced[2:])
+        _, _, *state = tuple(super().__reduce_ex__(protocol))
+        return (_bare, (type(self).__bases__[1],), *state)
 
 
 _MADE: dict[Any, Any] = {}

@@ -33,8 +33,9 @@ def test_products_are_counted_or_listed(products: bool) -> None:
     model, inputs = nn.Sequential(SelfAttention(), nn.Linear(4, 3)).eval(), torch.randn(24, 5, 4)
     print_result(console, search_ptq(model, inputs, space, SETTINGS), None)
     print_plan(console, model, Samples.of(inputs), space, SETTINGS, 0)
+    assert max(map(len, text.getvalue().splitlines())) <= 80
     found = " ".join(text.getvalue().split())
-    said = "1 products of two activations (attention) stay in float: 'W8A8' means weights and layer inputs"
+    said = "1 product of two activations (attention) stay in float: 'W8A8' means weights and layer inputs"
     assert found.count(said) == (0 if products else 2)
     for operand in ("query", "key", "probabilities", "value"):
         assert found.count(f"0.product0.{operand}") == (2 if products else 0)
