@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
@@ -48,8 +49,7 @@ class ProductFinder(TorchFunctionMode):
         super().__init__()
         self._names = {module: name for name, module in model.named_modules()}
         tensors = [*model.parameters(), *model.buffers()]
-        # Nothing lies at zero, which is the address of every empty tensor.
-        self._stored = {tensor.untyped_storage().data_ptr() for tensor in tensors} - {0}
+        self._stored = {_place_in_memory(tensor) for tensor in tensors}
         self._seen = seen
         self._running: list[_Running] = []
         self._kinds: dict[nn.Module, list[str]] = {}
@@ -105,7 +105,8 @@ class ProductFinder(TorchFunctionMode):
         index = len(call.kinds)
         call.kinds.append(product.kind)
         key = call.module, index
-        if any(self._is_stored(operand) for operand in product.given):
+        # Parameters and buffers, or views of them.
+        if any(isinstance(x, Tensor) and _place_in_memory(x) in self._stored for x in product.given):
             if key in self._places:
                 self._not_ours.add(self._places[key])
             return
@@ -123,6 +124,8 @@ class ProductFinder(TorchFunctionMode):
         elif place not in self._not_ours and call.module not in self._vary:
             self._seen(place, product)
 
-    def _is_stored(self, operand: Any) -> bool:
-        """Whether an operand is a parameter or buffer, or a view of one."""
-        return isinstance(operand, Tensor) and operand.untyped_storage().data_ptr() in self._stored
+
+def _place_in_memory(tensor: Tensor) -> tuple[str, int]:
+    """What a tensor shares with its views; sparse and empty ones share nothing."""
+    address = tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+    return ("address", address) if address else ("tensor", id(tensor))

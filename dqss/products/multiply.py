@@ -70,8 +70,7 @@ class Product:
 
     def of_real_tensors(self) -> bool:
         """Whether all operands are dense floating-point tensors and a new result is returned."""
-        dense = all(isinstance(x, Tensor) and x.is_floating_point() and not x.is_nested for x in self.given)
-        return bool(self.given) and dense and self.kwargs.get("out") is None
+        return bool(self.given) and all(map(_is_dense, self.given)) and self.kwargs.get("out") is None
 
     def quantized(self, quantize: Quantize) -> Tensor:
         """The product of what ``quantize`` makes of each operand."""
@@ -98,6 +97,11 @@ class Product:
         else:
             for name, operand in zip(OPERANDS[MATMUL], self.given, strict=True):
                 quantize(name, operand)
+
+
+def _is_dense(x: Any) -> bool:
+    dense = isinstance(x, Tensor) and x.layout is torch.strided and not x.is_nested
+    return dense and x.is_floating_point()
 
 
 def as_product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product | None:

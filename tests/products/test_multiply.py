@@ -122,4 +122,5 @@ def test_what_is_shown_and_what_is_no_product() -> None:
     assert as_product(torch.einsum, ("a,b,c->abc", A[0, 0], A[0, 0], A[0, 0]), {}) is None
     assert not product(torch.matmul, A.long(), B).of_real_tensors()
     assert not product(torch.matmul, A, B, out=torch.empty(0)).of_real_tensors()
+    assert not product(torch.matmul, A[0].to_sparse(), B[0]).of_real_tensors()
     assert product(torch.matmul, A, B).of_real_tensors()

@@ -337,6 +337,23 @@ def test_what_cannot_be_searched_is_listed_and_stays_in_float() -> None:
     ]  # fmt: skip
 
 
+def test_sparse_operands_are_no_trouble() -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("edges", torch.eye(5).to_sparse())
+            self.register_buffer("nothing", torch.zeros(0, 5))
+            self.head = nn.Linear(WIDTH, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.head(torch.matmul(self.edges, torch.matmul(torch.eye(5).to_sparse(), x)))
+            return y + (self.nothing.T @ self.nothing @ x).mean() + (x @ x.T @ y)
+
+    supernet = calibrated(Graph(), torch.randn(5, WIDTH), space=space())
+    assert supernet.coverage.hidden_products == ["product0"]
+    assert list(supernet.products) == ["product3", "product4", "product5"]
+
+
 def test_without_the_option_they_are_listed() -> None:
     supernet = calibrated(Block(), torch.randn(2, 5, WIDTH), torch.randn(3, 5, WIDTH))
     assert not supernet.products and not supernet.coverage.hidden_products
