@@ -86,6 +86,8 @@ def uniform(
         raise SearchSpaceError("activation_signed is for symmetric grids: set activation_symmetric=true too")
     if "group" in _several(activation_granularity):
         raise SearchSpaceError("activation_granularity: groups are for weights; use tensor or channel")
+    if not isinstance(products, bool):
+        raise SearchSpaceError(f"products={products!r}: expected true or false")
     if products and "tensor" not in _several(activation_granularity):
         raise SearchSpaceError("products are quantized per tensor: add tensor to activation_granularity")
     weight = _candidates(

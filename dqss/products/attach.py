@@ -5,7 +5,8 @@ torch function; products are counted as they come, and those that have quantizer
 from quantized operands. The forward is overridden in a subclass made for the module's class, as
 torch's own parametrizations do it, and not by hooks: a hook that leaves a mode is not called after
 an interrupt, and the mode would go on quantizing other people's products. Class name, attributes
-and names stay; the module copies and pickles.
+and names stay; the module copies and pickles. ``torch.compile`` leaves such a forward out, and
+``torch.export`` takes it with ``strict=False``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
@@ -122,7 +124,9 @@ _MADE: dict[Any, Any] = {}
 def _multiplying(base: Any) -> Any:
     """The subclass of a module's class that quantizes its products; always the same one."""
     if base not in _MADE:
-        names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+        names = {key: getattr(base, key) for key in ("__module__", "__qualname__", "__doc__")}
+        # Compiled, a mode would see the functions inside a function too, and count other products.
+        names["forward"] = torch.compiler.disable(_Multiplies.forward)  # type: ignore[no-untyped-call]
         _MADE[base] = type(base)(base.__name__, (_Multiplies, base), names)
     return _MADE[base]
 

@@ -238,6 +238,19 @@ def test_applied_is_the_discrete_supernet_bit_for_bit(case: tuple[nn.Module, Any
 
 
 @torch.no_grad()
+def test_compiled_and_exported_it_multiplies_the_same(case: tuple[nn.Module, Any]) -> None:
+    """Under a compiler a mode would see the functions inside ``scaled_dot_product_attention`` too."""
+    model, batch = case
+    prepared, supernet = prepared_supernet(model, batch, space())
+    applied = apply_strategy(model, bundle_of(prepared, supernet, supernet.argmax(), batch))
+    wanted = output(applied, batch)
+    assert torch.equal(output(torch.compile(applied, backend="eager"), batch), wanted)
+    inputs = ((), batch) if isinstance(batch, dict) else ((batch,), {})
+    exported = torch.export.export(applied, *inputs, strict=False).module()
+    torch.testing.assert_close(output(exported, batch), wanted)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_models_of_other_precision(dtype: torch.dtype, fused: bool) -> None:
