@@ -39,8 +39,7 @@ def print_result(console: Console, result: SearchResult, folder: Path | None) ->
         table.add_row(_plain(name), *weight, *_cells(layer.activation, several["activation"]))
     for name, product in result.bundle.strategy.products.items():
         for operand, choice in product.operands.items():
-            cells = _cells(choice, several["activation"])
-            table.add_row(_plain(f"{name}.{operand}"), "", "", *cells)
+            table.add_row(_plain(name), operand, "", *_cells(choice, several["activation"]))
     console.print(table)
     _print_coverage(console, result.supernet.coverage)
     rows = result.metrics
@@ -86,7 +85,7 @@ def print_plan(
         table.add_row(_plain(name), _options(layer.weight), _options(layer.activation))
     for name, product in supernet.products.items():
         for operand, quantizer in product.operands():
-            table.add_row(_plain(f"{name}.{operand}"), "", _options(quantizer))
+            table.add_row(_plain(name), operand, _options(quantizer))
     console.print(table)
     _print_coverage(console, supernet.coverage)
     indices = evaluator.parts["search"][: evaluator.batch_size]

@@ -38,7 +38,7 @@ def test_products_are_counted_or_listed(products: bool) -> None:
     said = "1 product of two activations (attention) stay in float: 'W8A8' means weights and layer inputs"
     assert found.count(said) == (0 if products else 2)
     for operand in ("query", "key", "probabilities", "value"):
-        assert found.count(f"0.product0.{operand}") == (2 if products else 0)
+        assert found.count(f"0.product0 {operand} ") == (2 if products else 0)
     assert ("1 layers, 1 products, 6 decisions" in found) == products
 
 
