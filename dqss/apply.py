@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 from dqss import quantizers
 from dqss.attach import attach_input, forbid_nested
 from dqss.bundle import Bundle
-from dqss.choice import LayerStrategy, TensorChoice
+from dqss.choice import LayerStrategy, ProductStrategy, TensorChoice
 from dqss.errors import StrategyError
 from dqss.functional import channel_count
 from dqss.layers import input_shape, searchable_layers
 from dqss.measure import home, to_device
 from dqss.mixed import MixedQuantizer
 from dqss.prepare import Prepared, fingerprint, prepare
+from dqss.products import ProductQuantizer, attach_products, can_attach
 from dqss.signature import describe_inputs, example_inputs
 from dqss.spec import PerTensor
 from dqss.strategy import ModelInfo, Strategy
@@ -49,10 +51,15 @@ def make_bundle(
         for role, quantizer in (("weight", layer.weight), ("activation", layer.activation)):
             if quantizer is not None:
                 choices[role] = _choice(quantizer, assignment)
-                chosen = quantizer[assignment[quantizer.decision.name]]
-                tensors[f"{name}.{role}.scale"] = chosen.scale.detach().cpu().clone()
-                tensors[f"{name}.{role}.zero_point"] = chosen.zero_point.detach().cpu().clone()
+                tensors |= _qparams(f"{name}.{role}", quantizer, assignment)
         layers[name] = LayerStrategy(weight=choices.get("weight"), activation=choices.get("activation"))
+    products: dict[str, ProductStrategy] = {}
+    for name, product in supernet.products.items():
+        operands = dict(product.operands())
+        for role, quantizer in operands.items():
+            tensors |= _qparams(f"{name}.{role}", quantizer, assignment)
+        chosen = {role: _choice(quantizer, assignment) for role, quantizer in operands.items()}
+        products[name] = ProductStrategy(kind=product.quantizer.kind, operands=chosen)
     info = model.model_copy(
         update={
             "weights_sha256": prepared.weights_sha256,
@@ -62,7 +69,15 @@ def make_bundle(
         }
     )
     ties = [list(names) for names in supernet.coverage.tied]
-    return Bundle(Strategy(model=info, layers=layers, ties=ties, **fields), tensors)
+    return Bundle(Strategy(model=info, layers=layers, products=products, ties=ties, **fields), tensors)
+
+
+def _qparams(name: str, quantizer: MixedQuantizer, assignment: Assignment) -> dict[str, Tensor]:
+    chosen = quantizer[assignment[quantizer.decision.name]]
+    return {
+        f"{name}.scale": chosen.scale.detach().cpu().clone(),
+        f"{name}.zero_point": chosen.zero_point.detach().cpu().clone(),
+    }
 
 
 def _choice(quantizer: MixedQuantizer, assignment: Assignment) -> TensorChoice:
@@ -118,8 +133,27 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
             shape = input_shape(module, info)
             quantizer = _quantizer(bundle, name, "activation", choice.activation, shape)
             attach_input(module, quantizer.to(home(module)))
+    _attach_products(fixed, bundle)
     # As in the supernet: torch chooses kernels, and so roundings, by what requires gradients.
     return fixed.eval().requires_grad_(False)
+
+
+def _attach_products(model: nn.Module, bundle: Bundle) -> None:
+    modules, place = dict(model.named_modules()), home(model)
+    by_owner: dict[str, dict[int, ProductQuantizer]] = {}
+    for name, choice in bundle.strategy.products.items():
+        owner, _, last = name.rpartition(".")
+        found = re.fullmatch(r"product(\d+)", last)
+        if found is None or owner not in modules or not can_attach(modules[owner]):
+            raise StrategyError(f"the strategy is for another model: it has no product {name!r}")
+        operands = {
+            operand: _quantizer(bundle, name, operand, chosen, torch.Size([1]))
+            for operand, chosen in choice.operands.items()
+        }
+        quantizer = ProductQuantizer(name, choice.kind, operands).to(place)
+        by_owner.setdefault(owner, {})[int(found[1])] = quantizer
+    for owner, products in by_owner.items():
+        attach_products(modules[owner], products)
 
 
 def _quantizer(

@@ -30,8 +30,8 @@ class Bundle:
     Attributes:
         strategy: the choices.
         tensors: ``{layer}.weight.scale``, ``{layer}.weight.zero_point`` and the same for
-            ``activation``, fp32 ``[C]``, for every tensor that the strategy quantizes (C is 1
-            per tensor); other keys, such as ``state.*``, are kept as they are.
+            ``activation`` and the operands of products, fp32 ``[C]``, for every tensor that the
+            strategy quantizes (C is 1 per tensor); other keys, such as ``state.*``, are kept as they are.
 
     Raises:
         StrategyError: where a scale or zero point is missing or fits no grid of its choice.

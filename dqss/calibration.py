@@ -12,7 +12,7 @@ the diagonal of the Hessian: arXiv 2102.05426; what is wrong with labels there: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,21 +68,27 @@ def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def naming_layers(observers: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Add the layer's name to what its observer complains about."""
+def naming(observers: Mapping[str, nn.Module]) -> Iterator[Callable[[str, nn.Module], None]]:
+    """Put a label, such as ``input of layer 'head'``, before what an observer complains about.
+
+    Yields:
+        A function that adds an observer with its label.
+    """
     current: list[str] = []
+    handles = []
 
-    def remember(name: str) -> Any:
+    def add(label: str, observer: nn.Module) -> None:
         def hook(module: nn.Module, args: Any, kwargs: Any = None) -> None:
-            current[:] = [name]
+            current[:] = [label]
 
-        return hook
+        handles.append(observer.register_forward_pre_hook(hook))
 
-    handles = [observer.register_forward_pre_hook(remember(name)) for name, observer in observers.items()]
+    for label, observer in observers.items():
+        add(label, observer)
     try:
-        yield
+        yield add
     except NonFiniteError as error:
-        raise NonFiniteError(f"input of layer {current[0]!r}: {error}") from None
+        raise NonFiniteError(f"{current[0]}: {error}") from None
     finally:
         for handle in handles:
             handle.remove()

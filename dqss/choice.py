@@ -140,3 +140,31 @@ class LayerStrategy(StrictModel):
         if choice is not None and isinstance(choice.granularity, PerGroupField):
             raise ValueError("per_group is for weights")
         return choice
+
+
+OPERANDS: dict[str, tuple[str, ...]] = {
+    "matmul": ("left", "right"),
+    "attention": ("query", "key", "probabilities", "value"),
+}
+"""Operands of the kinds of products. Attention is two products in one function."""
+
+
+class ProductStrategy(StrictModel):
+    """The choices of one product of two activations.
+
+    Attributes:
+        kind: ``matmul``, or ``attention`` for a scaled dot-product attention.
+        operands: a choice by the operand's name; one that is not there stays in float.
+    """
+
+    kind: Literal["matmul", "attention"]
+    operands: dict[str, TensorChoice]
+
+    @model_validator(mode="after")
+    def _check_operands(self) -> ProductStrategy:
+        for name, choice in self.operands.items():
+            if name not in OPERANDS[self.kind]:
+                raise ValueError(f"operand {name!r}: {self.kind} has {', '.join(OPERANDS[self.kind])}")
+            if not isinstance(choice.granularity, PerTensorField):
+                raise ValueError("operands of products are quantized per_tensor")
+        return self

@@ -14,7 +14,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -70,6 +70,14 @@ def _bare(tensor: Tensor) -> Tensor:
     return bare.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
+def _no_modes() -> ExitStack:
+    """Nobody's ``TorchFunctionMode`` sees what runs inside: compiled code would be traced anew each time."""
+    stack = ExitStack()
+    for _ in range(torch._C._len_torch_function_stack()):
+        stack.enter_context(torch.overrides._pop_mode_temporarily())
+    return stack
+
+
 class _Kernel:
     """A function in two forms; the fused one is made on first use."""
 
@@ -81,6 +89,10 @@ class _Kernel:
         self.compiled: Callable[..., Any] | None = None
 
     def __call__(self, size: int, *args: Tensor) -> Any:
+        with _no_modes():
+            return self._run(size, *args)
+
+    def _run(self, size: int, *args: Tensor) -> Any:
         if size < SMALL or _Kernel.broken or not _Kernel.enabled:
             return self.eager(*args)
         if self.compiled is None:

@@ -63,6 +63,11 @@ class MixedQuantizer(nn.Module):
         """The distinct granularities of the candidates, in order."""
         return list(dict.fromkeys(self[k].candidate.spec.granularity for k in range(len(self.candidates))))
 
+    @property
+    def idle(self) -> bool:
+        """Whether it only hands on what it is given."""
+        return self.mode is Mode.FLOAT
+
     def calibrate(self, stats: dict[Granularity, Statistics]) -> None:
         """Calibrate every candidate from the statistics of its granularity."""
         for k in range(len(self.candidates)):

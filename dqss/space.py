@@ -32,12 +32,23 @@ class LayerInfo:
     input_axis: int
 
 
+PRODUCT = "Product"
+"""The type of a product of two activations, for rules."""
+
+
+def product_info(name: str) -> LayerInfo:
+    """A product of two activations as rules look at it; its axes mean nothing."""
+    return LayerInfo(name, (PRODUCT,), weight_axis=0, input_axis=-1)
+
+
 @dataclass(frozen=True)
 class Rule:
     """Candidates for the layers whose name matches one of ``names`` and type one of ``types``.
 
     Empty ``types`` matches all types. ``PerChannel`` and ``PerGroup`` in a candidate mean the
     layer's own channel axis, whatever axis they were written with. ``skip`` leaves the layers in float.
+    Of a product of two activations, which is no layer but has a name and the type ``Product``, the
+    candidates for activations are those of each operand.
     """
 
     weight: tuple[Candidate, ...] = ()
@@ -62,10 +73,17 @@ class LayerCandidates:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Ordered rules; a layer that none matches stays in float."""
+    """Ordered rules; a layer that none matches stays in float.
+
+    Attributes:
+        name: recorded in the strategy.
+        rules: the first that matches a layer decides it.
+        products: the rules decide products of two activations too, which otherwise stay in float.
+    """
 
     name: str
     rules: tuple[Rule, ...]
+    products: bool = False
 
     def candidates(self, layer: LayerInfo) -> LayerCandidates | None:
         """Candidates of ``layer``, or None where it stays in float.
@@ -74,8 +92,8 @@ class SearchSpace:
             SearchSpaceError: where activations are to be quantized per group, or a candidate is
                 listed twice.
         """
-        rule = next((rule for rule in self.rules if rule.matches(layer)), None)
-        if rule is None or rule.skip or not (rule.weight or rule.activation):
+        rule = self._rule(layer)
+        if rule is None or not (rule.weight or rule.activation):
             return None
         grouped = next((c for c in rule.activation if isinstance(c.spec.granularity, PerGroup)), None)
         if grouped is not None:
@@ -87,13 +105,40 @@ class SearchSpace:
             _with_axis(rule.weight, layer.weight_axis), _with_axis(rule.activation, layer.input_axis)
         )
 
+    def product_candidates(self, product: LayerInfo) -> tuple[Candidate, ...] | None:
+        """Candidates of each operand of a product, or None where it stays in float.
+
+        They are quantized per tensor: no axis of an operand means the same in every product.
+
+        Raises:
+            SearchSpaceError: where the rule has other granularities only.
+        """
+        rule = self._rule(product) if self.products else None
+        if rule is None or not rule.activation:
+            return None
+        found = tuple(c for c in rule.activation if isinstance(c.spec.granularity, PerTensor))
+        if not found:
+            raise SearchSpaceError(
+                f"search space {self.name!r}: no per-tensor candidate for the operands of {product.name!r}: "
+                f"give it one, or leave products in float with skip_types=[{PRODUCT}]"
+            )
+        return found
+
+    def _rule(self, layer: LayerInfo) -> Rule | None:
+        rule = next((rule for rule in self.rules if rule.matches(layer)), None)
+        return None if rule is None or rule.skip else rule
+
     def check(self, layers: Sequence[LayerInfo]) -> None:
         """Refuse patterns and types that match nothing: they are typing mistakes.
+
+        Args:
+            layers: all layers; with them the products, where products are searched.
 
         Raises:
             SearchSpaceError: naming the pattern and the closest layer name.
         """
         known_types = {kind for layer in layers for kind in layer.types}
+        known_types.update([PRODUCT] if self.products else [])  # a network may have none
         for rule in self.rules:
             for pattern in rule.names:
                 if not any(fnmatchcase(layer.name, pattern) for layer in layers):

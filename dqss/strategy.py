@@ -23,6 +23,7 @@ from dqss.choice import (
     LayerStrategy,
     PerChannelField,
     PerGroupField,
+    ProductStrategy,
     Sha256,
     StrictModel,
     TensorChoice,
@@ -67,6 +68,8 @@ class Strategy(StrictModel):
     Attributes:
         tensors_sha256: hash of the tensors file that belongs to it; None before it was written.
         layers: choices by layer name, in the network's order. Names are arbitrary strings.
+        products: choices for the operands of products of two activations, by names such as
+            ``blocks.0.attn.product1``: the second product in the forward of ``blocks.0.attn``.
         blocks: reserved for choices that concern more than one layer.
         ties: groups of decisions that chose as one.
         metrics: measured values; infinite and NaN numbers become null.
@@ -82,17 +85,24 @@ class Strategy(StrictModel):
     budget: FreeJson | None
     tensors_sha256: Sha256 | None = None
     layers: dict[str, LayerStrategy]
+    products: dict[str, ProductStrategy] = Field(default={})
     blocks: FreeJson = Field(default={})
     ties: list[list[str]] = Field(default=[])
     metrics: FreeJson = Field(default={})
 
-    def choices(self) -> Iterator[tuple[str, Literal["weight", "activation"], TensorChoice]]:
-        """Every tensor that is quantized: layer name, role, choice."""
+    def choices(self) -> Iterator[tuple[str, str, TensorChoice]]:
+        """Every tensor that is quantized: name of the layer or product, role, choice.
+
+        Roles are ``weight`` and ``activation``, and for products the names of their operands.
+        """
         for layer, pair in self.layers.items():
             if pair.weight is not None:
                 yield layer, "weight", pair.weight
             if pair.activation is not None:
                 yield layer, "activation", pair.activation
+        for product, strategy in self.products.items():
+            for operand, choice in strategy.operands.items():
+                yield product, operand, choice
 
     def to_json(self) -> str:
         """Indented JSON, the same bytes for the same strategy; reads back equal."""
@@ -222,6 +232,14 @@ def _first_fault(error: ValidationError) -> str:
 
 _FIELD_NAMES = {
     name
-    for model in (Strategy, ModelInfo, LayerStrategy, TensorChoice, PerChannelField, PerGroupField)
+    for model in (
+        Strategy,
+        ModelInfo,
+        LayerStrategy,
+        ProductStrategy,
+        TensorChoice,
+        PerChannelField,
+        PerGroupField,
+    )
     for name in model.model_fields
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,13 +19,15 @@ from dqss.attach import (
     forbid_nested,
     original_weight,
 )
-from dqss.calibration import naming_layers, probe
+from dqss.calibration import naming, probe
 from dqss.calls import call_model
+from dqss.coverage import Coverage
 from dqss.decision import Decision, OneHot, Relaxation
 from dqss.errors import SearchSpaceError
 from dqss.layers import input_shape, searchable_layers
 from dqss.losses import Distance
 from dqss.mixed import MixedActivation, MixedQuantizer, MixedWeight, Mode
+from dqss.products import ProductSearch, SearchableProduct, forget
 from dqss.space import LayerCandidates, LayerInfo, SearchSpace
 
 Assignment = Mapping[str, int]
@@ -40,23 +42,6 @@ class SearchableLayer:
     module: nn.Module
     weight: MixedWeight | None
     activation: MixedActivation | None
-
-
-@dataclass
-class Coverage:
-    """What happened to the layers that the search space named; for the user to read.
-
-    Attributes:
-        skipped: left in float by the search space.
-        weight_only: weight is read but forward never called (or never with real numbers).
-        unused: neither called nor read by any calibration input; left in float.
-        tied: groups of layers that share one weight, and so one decision.
-    """
-
-    skipped: list[str] = field(default_factory=list)
-    weight_only: list[str] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)
-    tied: list[list[str]] = field(default_factory=list)
 
 
 class Supernet(nn.Module):
@@ -76,9 +61,12 @@ class Supernet(nn.Module):
         forbid_nested(model)
         self.space = space
         self.layers: dict[str, SearchableLayer] = {}
+        self.products: dict[str, SearchableProduct] = {}
         self.coverage = Coverage()
         found = searchable_layers(model)
-        space.check([info for _, info in found.values()])
+        self._infos = [info for _, info in found.values()]
+        if not space.products:  # which are known once the network has run
+            space.check(self._infos)
         by_weight: dict[int, tuple[str, MixedWeight]] = {}
         for name, (module, info) in found.items():
             candidates = space.candidates(info)
@@ -125,13 +113,15 @@ class Supernet(nn.Module):
         return self.model(*args, **kwargs)
 
     def quantizers(self) -> Iterator[MixedQuantizer]:
-        """Every mixed quantizer once, weights before inputs, in layer order."""
+        """Every mixed quantizer once, weights before inputs, in layer order; then those of products."""
         seen: set[int] = set()
         for layer in self.layers.values():
             for quantizer in (layer.weight, layer.activation):
                 if quantizer is not None and id(quantizer) not in seen:
                     seen.add(id(quantizer))
                     yield quantizer
+        for product in self.products.values():
+            yield from (quantizer for _, quantizer in product.operands())
 
     @contextmanager
     def mode(self, mode: Mode | str) -> Iterator[None]:
@@ -219,9 +209,10 @@ class Supernet(nn.Module):
         probes: Iterable[Any] = (),
         distance: Distance | None = None,
     ) -> None:
-        """Calibrate all candidates of all layers in one pass over ``batches``.
+        """Calibrate all candidates of all layers and products in one pass over ``batches``.
 
-        Layers that no batch reaches are left in float and listed in :attr:`coverage`.
+        Layers that no batch reaches are left in float and listed in :attr:`coverage`. Products of
+        two activations are found on the way; those that the search space searches get decisions.
 
         Args:
             batches: inputs as :func:`dqss.calls.call_model` takes them.
@@ -234,13 +225,22 @@ class Supernet(nn.Module):
             NonFiniteError: naming the layer whose input is NaN or infinite.
             SearchSpaceError: if no layer under search is used at all, or probes are missing.
         """
+        forget(self.products)
         for quantizer in self.quantizers():
             quantizer.calls = 0
-        observers = {n: layer.activation for n, layer in self.layers.items() if layer.activation is not None}
-        with self.mode(Mode.OBSERVE), naming_layers(observers):
+        observers = {
+            f"input of layer {name!r}": layer.activation
+            for name, layer in self.layers.items()
+            if layer.activation is not None
+        }
+        with self.mode(Mode.OBSERVE), naming(observers) as name_observer:
+            search = ProductSearch(self.model, self.space, name_observer)
             for index, batch in enumerate(batches):
-                seen(index, call_model(self.model, batch))
+                with search.watching(index):
+                    output = call_model(self.model, batch)
+                seen(index, output)
         self._drop_unused()
+        self._keep_products(search)
         if self.needs_gradients:
             with self.mode(Mode.PROBE):
                 if not probe(self.model, self.quantizers(), probes, distance):
@@ -274,5 +274,13 @@ class Supernet(nn.Module):
             if layer.weight is None and layer.activation is None:
                 self.coverage.unused.append(name)
                 del self.layers[name]
-        if not self.layers:
+
+    def _keep_products(self, search: ProductSearch) -> None:
+        if self.space.products:
+            self.space.check([*self._infos, *search.infos()])
+        self.products = search.attach()
+        self.coverage.skipped += search.skipped()
+        left = self.coverage.hidden_products if self.space.products else self.coverage.products
+        left += search.left()
+        if not (self.layers or self.products):
             raise SearchSpaceError("none of the layers under search is used by the calibration inputs")

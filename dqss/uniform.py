@@ -1,4 +1,4 @@
-"""Uniform strategies: one weight and one activation algorithm for every layer.
+"""Uniform strategies: one weight and one activation algorithm for every layer (and product).
 
 They are what people use today, so they are what a searched strategy is compared with, and what
 it may never be worse than on the selection part.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from math import inf, isnan
 
 from dqss.measure import Evaluator
+from dqss.mixed import MixedActivation, MixedWeight
 from dqss.spec import Candidate
 from dqss.supernet import Assignment, Supernet
 
@@ -29,9 +30,9 @@ def uniform_assignments(supernet: Supernet) -> dict[str, Assignment]:
     )
     activations = _distinct(
         [
-            layer.activation.decision.options
-            for layer in supernet.layers.values()
-            if layer.activation is not None
+            quantizer.decision.options
+            for quantizer in supernet.quantizers()
+            if isinstance(quantizer, MixedActivation)
         ]
     )
     found: dict[str, Assignment] = {}
@@ -79,14 +80,14 @@ def _distinct(options: Sequence[Sequence[object]]) -> list[Candidate | None]:
 
 def _follow(supernet: Supernet, weight: Candidate | None, activation: Candidate | None) -> Assignment | None:
     assignment: dict[str, int] = {}
-    for layer in supernet.layers.values():
-        for quantizer, wanted in ((layer.weight, weight), (layer.activation, activation)):
-            if quantizer is None or wanted is None:
-                continue
-            index = _nearest(wanted, quantizer.decision.options)
-            if index is None:
-                return None
-            assignment[quantizer.decision.name] = index
+    for quantizer in supernet.quantizers():
+        wanted = weight if isinstance(quantizer, MixedWeight) else activation
+        if wanted is None:
+            continue
+        index = _nearest(wanted, quantizer.decision.options)
+        if index is None:
+            return None
+        assignment[quantizer.decision.name] = index
     return assignment
 
 

@@ -54,6 +54,7 @@ def uniform(
     skip_types: Sequence[str] = (),
     force: Sequence[str] = (),
     force_types: Sequence[str] = (),
+    products: bool = False,
     name: str = "uniform",
 ) -> SearchSpace:
     """Every algorithm at every bit-width on every kind of grid, for all layers.
@@ -72,6 +73,9 @@ def uniform(
         skip_types: class names whose layers stay in float.
         force, force_types: patterns and class names of layers that are searched although
             ``skip`` or ``skip_types`` say no.
+        products: also search the operands of products of two activations (queries by keys,
+            probabilities by values), per tensor. ``skip`` knows them by names such as
+            ``blocks.0.attn.product0``, ``skip_types`` by the type ``Product``.
         name: recorded in the strategy.
 
     Raises:
@@ -82,6 +86,10 @@ def uniform(
         raise SearchSpaceError("activation_signed is for symmetric grids: set activation_symmetric=true too")
     if "group" in _several(activation_granularity):
         raise SearchSpaceError("activation_granularity: groups are for weights; use tensor or channel")
+    if not isinstance(products, bool):
+        raise SearchSpaceError(f"products={products!r}: expected true or false")
+    if products and "tensor" not in _several(activation_granularity):
+        raise SearchSpaceError("products are quantized per tensor: add tensor to activation_granularity")
     weight = _candidates(
         weight_algorithms or STANDARD_WEIGHTS,
         weight_bits,
@@ -104,7 +112,7 @@ def uniform(
         rules.append(Rule(names=tuple(skip), skip=True))
     if skip_types:
         rules.append(Rule(types=tuple(skip_types), skip=True))
-    return SearchSpace(name, (*rules, Rule(weight, activation)))
+    return SearchSpace(name, (*rules, Rule(weight, activation)), products)
 
 
 def _candidates(

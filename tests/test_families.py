@@ -33,10 +33,10 @@ QUICK = PTQSettings(
 )
 
 
-def families(*names: str, results: Path) -> list[dict[str, str]]:
-    """The rows of the study for ``names`` (none: all), computed now."""
+def families(*arguments: str, results: Path) -> list[dict[str, str]]:
+    """The rows of the study for the models named (none: all), computed now."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(STUDY.parent.parent)}
-    command = [sys.executable, str(STUDY / "run.py"), *names, "--results", str(results)]
+    command = [sys.executable, str(STUDY / "run.py"), *arguments, "--results", str(results)]
     subprocess.run(command, check=True, env=environment, capture_output=True)
     with results.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -67,6 +67,11 @@ def test_smallest_families(tmp_path: Path) -> None:
     assert "fold_batch_norm" in prepared["mobilenetv3_small_050"]
 
 
+def test_a_family_with_its_products(tmp_path: Path) -> None:
+    (row,) = families("--products", "pvt_v2_b0", results=tmp_path / "rows.csv")
+    assert (row["status"], row["products"], row["hidden_products"]) == ("pass", "8", "0"), row
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_all_families(tmp_path: Path) -> None:
@@ -81,11 +86,16 @@ def test_all_families(tmp_path: Path) -> None:
 
 def test_committed_rows_are_those_of_the_list() -> None:
     lines = [line.split("#")[0].split() for line in (STUDY / "models.txt").read_text().splitlines()]
-    with (STUDY / "results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [line[:4] for line in lines if line] == [
-        [row[key] for key in ("source", "family", "model", "input")] for row in rows
-    ]
+
+    def committed(name: str) -> list[list[str]]:
+        with (STUDY / name).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [[row[key] for key in ("source", "family", "model", "input")] for row in rows]
+
+    listed = [line[:4] for line in lines if line]
+    assert committed("results.csv") == listed
+    some = committed("products.csv")
+    assert some == [line for line in listed if line in some]
 
 
 @pytest.mark.parametrize(
@@ -197,18 +207,17 @@ class Attention(nn.Module):
 def test_multihead_attention() -> None:
     model = Attention().eval()
     result = searched(model)
-    assert set(result.supernet.coverage.weight_only) >= {"attention.out_proj", "encoder.self_attn.out_proj"}
+    projections = ("q_proj", "k_proj", "v_proj", "out_proj")
     layers = result.bundle.strategy.layers
     assert set(layers) == {
         "embed",
-        "encoder.self_attn.out_proj",
+        *(f"{name}.{key}" for name in ("attention", "encoder.self_attn") for key in projections),
         "encoder.linear1",
         "encoder.linear2",
-        "attention.out_proj",
         "head",
     }
-    assert layers["attention.out_proj"].weight is not None
-    assert layers["attention.out_proj"].activation is None
+    assert all(layer.weight is not None and layer.activation is not None for layer in layers.values())
+    assert result.supernet.coverage.products == ["encoder.self_attn.product0", "attention.product0"]
     probe = images(2)
     assert applied_as_simulated(result, probe)
     with torch.no_grad():

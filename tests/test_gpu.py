@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import dqss
 from dqss.apply import apply_strategy
@@ -78,6 +79,22 @@ def test_every_kind_of_grid_and_of_statistics_on_cuda() -> None:
     for mode in ("relaxed", "discrete"):
         with torch.no_grad(), there.mode(mode):
             assert torch.isfinite(there(batch.to(CUDA))).all()
+
+
+def test_products_on_cuda() -> None:
+    """Fused attention has other kernels there; quantized, it is computed from its parts."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model, batch = nn.Sequential(layer, nn.Linear(8, 3)).eval(), torch.randn(6, 5, 8)
+    result = search_ptq(model, batch, small_space(6, products=True), SETTINGS)
+    assert list(result.supernet.products) == ["0.self_attn.product0"]
+    quantizers = [q for product in result.supernet.products.values() for _, q in product.operands()]
+    assert len(quantizers) == 4 and all(quantizer[0].scale.is_cuda for quantizer in quantizers)
+    chosen = result.discretized.assignments[result.discretized.exported]
+    applied = apply_strategy(copy.deepcopy(model).cuda(), result.bundle)
+    with torch.no_grad(), result.supernet.assign(chosen):
+        torch.testing.assert_close(applied(batch.cuda()), result.supernet(batch.cuda()))
+    with torch.no_grad(), result.supernet.mode("float"):
+        torch.testing.assert_close(result.supernet(batch.cuda()).cpu(), model(batch), rtol=1e-3, atol=1e-3)
 
 
 def test_same_seed_same_strategy_on_cuda() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import dqss
 from dqss.apply import apply_strategy
+from dqss.choice import OPERANDS
 from dqss.discretize import RefineSettings
 from dqss.fused import fused
 from dqss.lit.search import search_ptq
@@ -66,7 +67,7 @@ def test_the_model_and_its_tokenizer_are_read_rightly(llama: tuple[Llama, Tokeni
 def test_two_steps_of_search(llama: tuple[Llama, Tokenizer], tokens: Tensor, tmp_path: Path) -> None:
     model, tokenizer = llama
     settings = PTQSettings(steps=2, batch_size=4, refine=RefineSettings(passes=4), discrete_every=0)
-    result = search_ptq(model, tokens, small_space(6), settings, run_dir=tmp_path)
+    result = search_ptq(model, tokens, small_space(6, products=True), settings, run_dir=tmp_path)
     assert len(result.history) == 2 and result.metrics["distance"] == "kl"
     # Every projection and the head, weights and inputs; the embedding is no layer.
     assert set(result.bundle.strategy.layers) == {
@@ -74,6 +75,10 @@ def test_two_steps_of_search(llama: tuple[Llama, Tokenizer], tokens: Tensor, tmp
         *(f"blocks.{k}.{w}" for k in range(5) for w in ("w1", "w2", "w3")),
         "head",
     }
+    # Causal attention is one function: queries by keys and probabilities by values.
+    products = result.bundle.strategy.products
+    assert list(products) == [f"blocks.{k}.attention.product0" for k in range(5)]
+    assert all(set(product.operands) == set(OPERANDS["attention"]) for product in products.values())
     searched, best = (result.metrics[row]["selection"]["distance"] for row in ("searched", "best_uniform"))
     assert 0 < searched <= best
 

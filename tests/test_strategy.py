@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dqss.strategy
+from dqss.choice import OPERANDS
 from dqss.errors import StrategyError
 from dqss.schema import json_schema
 from dqss.spec import (
@@ -30,7 +31,7 @@ from dqss.spec import (
     PerTensor,
     QuantSpec,
 )
-from dqss.strategy import LayerStrategy, ModelInfo, Strategy, TensorChoice, utc_now
+from dqss.strategy import LayerStrategy, ModelInfo, ProductStrategy, Strategy, TensorChoice, utc_now
 
 REPOSITORY = Path(dqss.strategy.__file__).parents[1]
 
@@ -76,6 +77,13 @@ layer_strategies = st.builds(
     weight=st.none() | choices_of(tensor_or_channel | groups),
     activation=st.none() | choices_of(tensor_or_channel),
 )
+product_strategies = st.sampled_from(list(OPERANDS)).flatmap(
+    lambda kind: st.builds(
+        ProductStrategy,
+        kind=st.just(kind),
+        operands=st.dictionaries(st.sampled_from(OPERANDS[kind]), choices_of(st.just(PerTensor()))),
+    )
+)
 strategies = st.builds(
     Strategy,
     dqss=st.text(max_size=8),
@@ -95,6 +103,7 @@ strategies = st.builds(
     budget=st.none() | free,
     tensors_sha256=st.none() | st.text("0123456789abcdef", min_size=64, max_size=64),
     layers=st.dictionaries(st.text(max_size=12), layer_strategies, max_size=4),
+    products=st.dictionaries(st.text(max_size=12), product_strategies, max_size=3),
     blocks=free,
     ties=st.lists(st.lists(st.text(max_size=6), max_size=3), max_size=2),
     metrics=free,
@@ -131,6 +140,10 @@ def example() -> Strategy:
         layers={
             "layer1.0.conv1": LayerStrategy(weight=weight, activation=activation),
             "naïve\nname\x1b[0m": LayerStrategy(weight=weight, activation=None),
+        },
+        products={
+            "blocks.0.product1": ProductStrategy(kind="matmul", operands={"left": activation}),
+            "blocks.1.product0": ProductStrategy(kind="attention", operands={"probabilities": activation}),
         },
         ties=[["a.weight", "b.weight"]],
         metrics={"searched": {"kl": 0.1}},
@@ -188,6 +201,8 @@ def test_choices_are_the_quantized_tensors_in_order() -> None:
         ("layer1.0.conv1", "weight", first.weight),
         ("layer1.0.conv1", "activation", first.activation),
         ("naïve\nname\x1b[0m", "weight", second.weight),
+        ("blocks.0.product1", "left", first.activation),
+        ("blocks.1.product0", "probabilities", first.activation),
     ]
 
 
@@ -278,6 +293,7 @@ OPTIONAL = {
     "input",
     "tensors_sha256",
     "blocks",
+    "products",
     "ties",
     "metrics",
 }
@@ -287,7 +303,8 @@ OPTIONAL = {
 def test_missing_fields_are_named(path: tuple[Any, ...]) -> None:
     data = json.loads(example().to_json())
     del holder(data, path)[path[-1]]
-    by_name_or_index = isinstance(path[-1], int) or path[-2:-1] in [("layers",), ("tensors",), ("params",)]
+    by_name = {"layers", "tensors", "params", "products", "operands"}
+    by_name_or_index = isinstance(path[-1], int) or not by_name.isdisjoint(path[-2:-1])
     if by_name_or_index or path[-1] in OPTIONAL:
         Strategy.parse(json.dumps(data))
     elif path[-1] == "type":
@@ -342,6 +359,29 @@ def test_files_from_before_there_were_unsigned_grids_still_read() -> None:
     read = Strategy.parse(json.dumps(data)).layers["layer1.0.conv1"]
     assert read.weight is not None and read.activation == example().layers["layer1.0.conv1"].activation
     assert read.weight.candidate() == Candidate.of("mse", QuantSpec(4, True, PerGroup(32, 0)))
+
+
+def test_files_from_before_there_were_products_still_read() -> None:
+    data = json.loads(example().to_json())
+    assert len(data.pop("products")) == 2
+    assert Strategy.parse(json.dumps(data)).products == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("bmm", {}, "kind: expected 'matmul' or 'attention', got 'bmm'"),
+        ("attention", {}, "operand 'left': attention has query, key, probabilities, value"),
+        ("matmul", {"granularity": {"type": "per_channel", "axis": 1}}, "quantized per_tensor"),
+        ("matmul", {"bits": 1}, "operands.left.bits: expected greater than or equal to 2, got 1"),
+    ],
+)
+def test_products_that_cannot_be_are_refused(kind: str, change: dict[str, Any], message: str) -> None:
+    data = json.loads(example().to_json())
+    data["products"]["blocks.0.product1"]["kind"] = kind
+    data["products"]["blocks.0.product1"]["operands"]["left"] |= change
+    line = refusal(data)
+    assert ": products.blocks.0.product1" in line and message in line
 
 
 def test_grids_that_cannot_be_are_refused() -> None:

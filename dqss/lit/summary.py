@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from dqss.choice import TensorChoice
+from dqss.coverage import Coverage
 from dqss.lit.search import SearchResult, build
 from dqss.lit.settings import PTQSettings
 from dqss.measure import PROBES
@@ -20,7 +21,6 @@ from dqss.mixed import MixedQuantizer, MixedWeight
 from dqss.progress import Reporter
 from dqss.samples import Samples
 from dqss.space import SearchSpace
-from dqss.supernet import Coverage
 from dqss.uniform import uniform_assignments
 
 WIDTH = 80
@@ -32,11 +32,14 @@ def print_result(console: Console, result: SearchResult, folder: Path | None) ->
     table = Table("layer", "weight", "p", "activation", "p", box=None, pad_edge=False)
     schemes: dict[str, set[str]] = {"weight": set(), "activation": set()}
     for _, role, choice in result.bundle.strategy.choices():
-        schemes[role].add(choice.candidate().spec.scheme)
+        schemes["weight" if role == "weight" else "activation"].add(choice.candidate().spec.scheme)
     several = {role: len(found) > 1 for role, found in schemes.items()}
     for name, layer in result.bundle.strategy.layers.items():
         weight = _cells(layer.weight, several["weight"])
         table.add_row(_plain(name), *weight, *_cells(layer.activation, several["activation"]))
+    for name, product in result.bundle.strategy.products.items():
+        for operand, choice in product.operands.items():
+            table.add_row(_plain(name), operand, "", *_cells(choice, several["activation"]))
     console.print(table)
     _print_coverage(console, result.supernet.coverage)
     rows = result.metrics
@@ -80,6 +83,9 @@ def print_plan(
     table = Table("layer", "weight", "activation", box=None, pad_edge=False)
     for name, layer in supernet.layers.items():
         table.add_row(_plain(name), _options(layer.weight), _options(layer.activation))
+    for name, product in supernet.products.items():
+        for operand, quantizer in product.operands():
+            table.add_row(_plain(name), operand, _options(quantizer))
     console.print(table)
     _print_coverage(console, supernet.coverage)
     indices = evaluator.parts["search"][: evaluator.batch_size]
@@ -94,9 +100,10 @@ def print_plan(
     memory = samples.bytes + sum(p.numel() * p.element_size() for p in model.parameters())
     codes = sum(q.bytes for q in supernet.quantizers() if isinstance(q, MixedWeight))
     options = sum(len(decision.options) for decision in supernet.decisions.values())
+    products = f"{len(supernet.products)} products, " if supernet.products else ""
     console.print(
-        f"\n{len(supernet.layers)} layers, {len(supernet.decisions)} decisions, {options} candidates, "
-        f"{uniform} uniform strategies"
+        f"\n{len(supernet.layers)} layers, {products}{len(supernet.decisions)} decisions, "
+        f"{options} candidates, {uniform} uniform strategies"
     )
     console.print(f"about {evaluations} evaluations, {minutes:.1f} minutes on this machine")
     console.print(f"about {(memory + codes) / 2**20:.0f} MiB for inputs, weights and their candidates")
@@ -137,10 +144,17 @@ def _print_coverage(console: Console, coverage: Coverage) -> None:
         ("weight only (read, never called)", coverage.weight_only),
         ("in float (never used by the inputs)", coverage.unused),
         *(("one weight, one decision", group) for group in coverage.tied),
+        ("products of two activations in float (cannot be searched)", coverage.hidden_products),
     ):
         if names:
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             console.print(_plain(f"{words}: {shown}"), soft_wrap=True)
+    count = len(coverage.products)
+    if count:
+        console.print(
+            f"{count} product{'s' * (count > 1)} of two activations (attention) stay in float: 'W8A8' means "
+            "weights and layer inputs; search_space.products=true searches them"
+        )
 
 
 def _narrow(console: Console) -> Console:

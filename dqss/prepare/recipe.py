@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from dqss.attach import forbid_nested
 from dqss.calls import tensors_in
 from dqss.errors import ModelError, StrategyError, near_match
 from dqss.prepare.fold import fold_batch_norm
@@ -17,6 +18,7 @@ from dqss.prepare.modules import copy_model, unwrap, unwrap_children
 from dqss.prepare.parametrizations import bake_parametrizations
 from dqss.prepare.reparameterize import reparameterize
 from dqss.prepare.standardize import bake_weight_standardization
+from dqss.prepare.unpack_attention import unpack_attention
 from dqss.prepare.work import Work, run
 
 Step: TypeAlias = Callable[[Work, Collection[str]], "list[str] | None"]
@@ -36,6 +38,7 @@ STEPS: dict[str, Step] = {
     "bake_parametrizations": _leaving(bake_parametrizations),
     "bake_weight_standardization": _leaving(bake_weight_standardization),
     "reparameterize": _leaving(reparameterize),
+    "unpack_attention": _leaving(unpack_attention),
     "fold_batch_norm": fold_batch_norm,
 }
 _TOLERANCE = 2e-3  # of the whole: reparameterize alone may use half of it
@@ -89,6 +92,7 @@ def _copy(model: nn.Module) -> nn.Module:
     except Exception as error:
         raise ModelError(f"{type(model).__name__} cannot be copied: {_first_line(error)}") from error
     unwrap_children(copied)
+    forbid_nested(copied)
     return copied.eval()
 
 

@@ -3,7 +3,8 @@
     python experiments/families/run.py
 
 Every model of models.txt gets a row in results.csv, in the order of that list; models that have
-one are not run again, unless --again names them. Each runs in a process of its own.
+one are not run again, unless --again names them. Each runs in a process of its own. With --products
+the products of two activations are searched too, and rows go to products.csv.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from dqss.search_spaces import uniform
 
 HERE = Path(__file__).parent
 IMAGES, BATCH = 5, 2
-SPACE = uniform(4, 8, ("minmax", "mse"), ("minmax", {"name": "percentile", "p": 99.9}))
+ALGORITHMS = ("minmax", "mse"), ("minmax", {"name": "percentile", "p": 99.9})
 SETTINGS = PTQSettings(
     steps=2, batch_size=BATCH, refine=RefineSettings(passes=8, alternatives=1), finalists=1, discrete_every=0
 )
@@ -79,6 +80,8 @@ class Row:
         float_error: largest difference of the canonical to the original network, relative.
         quantized_error: the same for the quantized network; zero would make the comparison empty.
         status: pass, differs, refused (with a reason in the user's words), crashed or timeout.
+        products, hidden_products: products of two activations that are searched, and those that
+            cannot be; only counted where they are searched.
     """
 
     source: str
@@ -96,6 +99,8 @@ class Row:
     quantized_error: float = 0.0
     seconds: float = 0.0
     reason: str = ""
+    products: int = 0
+    hidden_products: int = 0
 
 
 COLUMNS = [field.name for field in fields(Row)]
@@ -115,10 +120,13 @@ def read_rows(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
         return {(row["source"], row["model"]): row for row in csv.DictReader(file)}
 
 
-def write_rows(path: Path, entries: Sequence[Entry], rows: dict[tuple[str, str], dict[str, Any]]) -> None:
+def write_rows(
+    path: Path, entries: Sequence[Entry], rows: dict[tuple[str, str], dict[str, Any]], products: bool
+) -> None:
     """All rows in the order of the list."""
+    columns = [name for name in COLUMNS if products or not name.endswith("products")]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows[entry.key] for entry in entries if entry.key in rows)
 
@@ -204,14 +212,16 @@ def _error(reference: list[Tensor], found: list[Tensor]) -> float:
     return float(f"{max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs):.2g}")
 
 
-def fill(row: Row, entry: Entry) -> None:
+def fill(row: Row, entry: Entry, products: bool) -> None:
     """Search, save, apply, compare."""
     model = make_model(entry)
+    space = uniform(4, 8, *ALGORITHMS, products=products)
     images = torch.randn(IMAGES, 3, entry.size, entry.size, generator=torch.Generator().manual_seed(1))
-    result = search_ptq(model, images, SPACE, SETTINGS, trainer={"accelerator": "cpu"})
+    result = search_ptq(model, images, space, SETTINGS, trainer={"accelerator": "cpu"})
     supernet, coverage = result.supernet, result.supernet.coverage
     row.searched = sum(layer.weight is not None for layer in supernet.layers.values())
     row.weight_only, row.unused = len(coverage.weight_only), len(coverage.unused)
+    row.products, row.hidden_products = len(supernet.products), len(coverage.hidden_products)
     row.prepare = " ".join(step.split(" ")[0] for step in result.bundle.strategy.model.prepare)
     others = other_weights(result, images[:BATCH])
     row.other_weights = len(others)
@@ -232,14 +242,14 @@ def fill(row: Row, entry: Entry) -> None:
     row.status = "pass" if equal and row.quantized_error > 0 else "differs"
 
 
-def study(entry: Entry) -> Row:
+def study(entry: Entry, products: bool) -> Row:
     """The row of one model; never raises."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     row, started = Row(entry.source, entry.family, entry.model, entry.size), time.perf_counter()
     try:
-        fill(row, entry)
+        fill(row, entry, products)
     except UserError as error:
         row.status, row.reason = "refused", str(error)
     except Exception as error:
@@ -249,16 +259,16 @@ def study(entry: Entry) -> Row:
     return row
 
 
-def _send(entry: Entry, pipe: Any) -> None:
-    pipe.send(study(entry))
+def _send(entry: Entry, products: bool, pipe: Any) -> None:
+    pipe.send(study(entry, products))
 
 
-def alone(entry: Entry, limit: float) -> Row:
+def alone(entry: Entry, products: bool, limit: float) -> Row:
     """The row of one model, from a process that may take ``limit`` seconds and may crash."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dqss.lit.search", "timm", "torchvision"])
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(entry, theirs))
+    process = context.Process(target=_send, args=(entry, products, theirs))
     process.start()
     theirs.close()
     try:
@@ -292,15 +302,17 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="only these (default: all of models.txt)")
     parser.add_argument("--again", action="store_true", help="also where there is a row")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds a model")
-    parser.add_argument("--results", type=Path, default=HERE / "results.csv")
+    parser.add_argument("--products", action="store_true", help="search products of two activations too")
+    parser.add_argument("--results", type=Path, help="default: results.csv or products.csv here")
     options = parser.parse_args()
-    entries, rows = read_entries(HERE / "models.txt"), read_rows(options.results)
+    path = options.results or HERE / ("products.csv" if options.products else "results.csv")
+    entries, rows = read_entries(HERE / "models.txt"), read_rows(path)
     for entry in wanted(entries, options.models):
         if entry.key in rows and not options.again:
             continue
-        row = alone(entry, options.limit)
+        row = alone(entry, options.products, options.limit)
         rows[entry.key] = {name: getattr(row, name) for name in COLUMNS}
-        write_rows(options.results, entries, rows)
+        write_rows(path, entries, rows, options.products)
         print(f"{row.source} {row.model}: {row.status} {row.seconds} s {row.reason}", flush=True)
 
 

@@ -2,17 +2,44 @@
 
 import io
 
+import pytest
+import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 from dqss.discretize import RefineSettings
 from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
-from dqss.lit.summary import print_result
+from dqss.lit.summary import print_plan, print_result
+from dqss.samples import Samples
 from dqss.space import Rule, SearchSpace
 from dqss.spec import Candidate, PerGroup, QuantSpec
-from tests.support.nets import cnn, images
+from tests.support.nets import cnn, images, small_space
 
 SETTINGS = PTQSettings(steps=2, batch_size=8, refine=RefineSettings(passes=0), discrete_every=0)
+
+
+class SelfAttention(nn.Module):
+    """Inputs ``[N, 5, 4]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x).mean(1)
+
+
+@pytest.mark.parametrize("products", [False, True])
+def test_products_are_counted_or_listed(products: bool) -> None:
+    text = io.StringIO()
+    console, space = Console(file=text, width=80), small_space(4, products=products)
+    model, inputs = nn.Sequential(SelfAttention(), nn.Linear(4, 3)).eval(), torch.randn(24, 5, 4)
+    print_result(console, search_ptq(model, inputs, space, SETTINGS), None)
+    print_plan(console, model, Samples.of(inputs), space, SETTINGS, 0)
+    assert max(map(len, text.getvalue().splitlines())) <= 80
+    found = " ".join(text.getvalue().split())
+    said = "1 product of two activations (attention) stay in float: 'W8A8' means weights and layer inputs"
+    assert found.count(said) == (0 if products else 2)
+    for operand in ("query", "key", "probabilities", "value"):
+        assert found.count(f"0.product0 {operand} ") == (2 if products else 0)
+    assert ("1 layers, 1 products, 6 decisions" in found) == products
 
 
 def table(first: QuantSpec, others: QuantSpec) -> str:

@@ -106,6 +106,8 @@ def test_several_kinds_of_grid_at_once() -> None:
         ({"weight_granularity": "group", "weight_group_size": []}, "expected at least one"),
         ({"activation_symmetric": []}, "expected at least one"),
         ({"activation_symmetric": True, "activation_signed": []}, "at least one"),
+        ({"products": "no"}, "products='no': expected true or false"),
+        ({"products": True, "activation_granularity": "channel"}, "products are quantized per tensor"),
         ({"weight_symmetric": [True, True], "weight_granularity": ["group", "group"]}, "twice: .* group 32"),
     ],
 )

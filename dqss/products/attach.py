@@ -1,0 +1,164 @@
+"""Quantize the operands of products inside a module's forward, without wrapping or tracing it.
+
+Around the forward of a module that multiplies activations a ``TorchFunctionMode`` sees every
+torch function; products are counted as they come, and those that have quantizers are computed
+from quantized operands. The forward is overridden in a subclass made for the module's class, as
+torch's own parametrizations do it, and not by hooks: a hook that leaves a mode is not called after
+an interrupt, and the mode would go on quantizing other people's products. Class name, attributes
+and names stay; the module copies and pickles. ``torch.compile`` leaves such a forward out, and
+``torch.export`` takes it with ``strict=False``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from dqss.errors import StrategyError
+from dqss.products.multiply import Kind, Product, as_product
+
+PRODUCT_QUANTIZERS = "product_quantizers"
+
+
+class ProductQuantizer(nn.Module):
+    """What quantizes the operands of one product.
+
+    Args:
+        name: of the product.
+        kind: decides what its operands are.
+        operands: quantizers by the operand's name; an operand without one stays in float.
+    """
+
+    def __init__(self, name: str, kind: Kind, operands: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.name, self.kind = name, kind
+        self.operands = nn.ModuleDict(dict(operands))
+
+    @property
+    def idle(self) -> bool:
+        """Whether it does nothing at all, so that the product may run as it is."""
+        return all(getattr(quantizer, "idle", False) for quantizer in self.operands.values())
+
+    def quantize(self, operand: str, value: Tensor) -> Tensor:
+        """One operand as it is multiplied."""
+        if operand not in self.operands:
+            return value
+        found: Tensor = self.operands[operand](value)
+        return found
+
+    def forward(self, product: Product) -> Any:
+        """The product of the quantized operands.
+
+        Raises:
+            StrategyError: where the network multiplies in another way than it was searched with.
+        """
+        if product.kind != self.kind:
+            raise StrategyError(
+                f"product {self.name!r} is of the kind {product.kind!r} here and was {self.kind!r} in the "
+                "search: build the model with the same kernels (timm: TIMM_FUSED_ATTN), or search again"
+            )
+        return product.quantized(self.quantize)
+
+    def extra_repr(self) -> str:
+        """The product's name and kind, for ``print(model)``."""
+        return f"{self.name!r}, {self.kind}"
+
+
+def can_attach(module: nn.Module) -> bool:
+    """Whether the forward of ``module`` is its class's own, and a further child does no harm.
+
+    Containers run or count their children; graph modules make their own classes. What has a way of
+    its own to be copied would come out of it as it was before.
+    """
+    kind = type(module)
+    return not (
+        isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict, fx.GraphModule))
+        or {"forward", PRODUCT_QUANTIZERS} & {*vars(module), *module._modules}
+        or kind.__reduce_ex__ is not object.__reduce_ex__
+        or kind.__reduce__ is not object.__reduce__
+        or hasattr(kind, "__deepcopy__")
+    )
+
+
+def attach_products(module: nn.Module, products: Mapping[int, ProductQuantizer]) -> None:
+    """Quantize products of the module's own forward, by their position in it."""
+    quantizers = {str(index): products[index] for index in sorted(products)}
+    module.add_module(PRODUCT_QUANTIZERS, nn.ModuleDict(quantizers))
+    module.__class__ = _multiplying(type(module))
+
+
+def detach_products(module: nn.Module) -> None:
+    """Undo :func:`attach_products`."""
+    module.__class__ = type(module).__bases__[1]
+    delattr(module, PRODUCT_QUANTIZERS)
+
+
+class _Multiplies(nn.Module):
+    """Goes before a module's class in a subclass of both."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        quantizers: Any = getattr(self, PRODUCT_QUANTIZERS)
+        if all(quantizer.idle for quantizer in quantizers.values()):
+            return super().forward(*args, **kwargs)
+        mode = _Multiplying(quantizers, sys._getframe())
+        try:
+            with mode:
+                return super().forward(*args, **kwargs)
+        finally:
+            mode.frame = None  # it would hold the inputs until the garbage is collected
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        _, _, *state = tuple(super().__reduce_ex__(protocol))
+        return (_bare, (type(self).__bases__[1],), *state)
+
+
+_MADE: dict[Any, Any] = {}
+
+
+def _multiplying(base: Any) -> Any:
+    """The subclass of a module's class that quantizes its products; always the same one."""
+    if base not in _MADE:
+        names = {key: getattr(base, key) for key in ("__module__", "__qualname__", "__doc__")}
+        # Compiled, a mode would see the functions inside a function too, and count other products.
+        names["forward"] = torch.compiler.disable(_Multiplies.forward)  # type: ignore[no-untyped-call]
+        _MADE[base] = type(base)(base.__name__, (_Multiplies, base), names)
+    return _MADE[base]
+
+
+def _bare(base: type[nn.Module]) -> Any:
+    """A module of the subclass for ``base``, without state: what copies and pickles begin with."""
+    made = _multiplying(base)
+    return made.__new__(made)
+
+
+class _Multiplying(TorchFunctionMode):
+    """Counts the products of one call of a module's forward, whose frame is given."""
+
+    def __init__(self, quantizers: nn.ModuleDict, frame: FrameType) -> None:
+        super().__init__()
+        self.quantizers, self.index = quantizers, 0
+        self.frame: FrameType | None = frame
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        product = as_product(func, args, kwargs)
+        if product is None or self.frame is None or not _runs_directly_in(self.frame):
+            return func(*args, **kwargs)
+        key, self.index = str(self.index), self.index + 1
+        return self.quantizers[key](product) if key in self.quantizers else product.plain()
+
+
+def _runs_directly_in(forward: FrameType) -> bool:
+    """Whether a mode's caller runs in ``forward`` with no other module's call in between."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame is not forward:
+        if frame.f_code is nn.Module._call_impl.__code__:
+            return False
+        frame = frame.f_back
+    return frame is forward
