@@ -25,7 +25,7 @@ class RefineSettings:
             gains (paired, over the images); guards against refining towards noise.
     """
 
-    passes: float = 30.0
+    passes: float = 10.0
     screen: int = 32
     alternatives: int = 2
     confidence: float = 1.0
@@ -43,7 +43,7 @@ class Discretized:
     Attributes:
         assignments: by name: ``argmax``, ``refined``, and the uniform finalists.
         selection: mean distance of each on the selection part.
-        exported: name of the best; ties go to the searched ones.
+        exported: ``refined``, or the uniform strategy that is better on the selection part.
         best_uniform: name of the best uniform finalist, None where no uniform strategy exists.
     """
 
@@ -71,7 +71,8 @@ def discretize(
     contenders: dict[str, Assignment] = {"refined": refined, "argmax": argmax}
     contenders.update({name: uniform[name] for name in names})
     selection = {name: evaluator.measure(found, "select") for name, found in contenders.items()}
-    exported = min(selection, key=lambda name: _finite(selection[name]))
+    # Between argmax and refined the larger part has spoken already, and by more than chance.
+    exported = min(("refined", *names), key=lambda name: _finite(selection[name]))
     best_uniform = min(names, key=lambda name: _finite(selection[name])) if names else None
     return Discretized(contenders, selection, exported, best_uniform, changes)
 

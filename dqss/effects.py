@@ -55,7 +55,8 @@ def potentials(sums: Tensor, counts: Tensor) -> Tensor:
     laplacian = torch.diag_embed(weight.sum(-1)) - weight
     # Adding ones picks the solution of mean zero; a decision that was never sampled gets an identity.
     system = laplacian + torch.where(seen.any(-1)[:, None, None], 1.0, torch.eye(weight.shape[-1]).to(weight))
-    return torch.linalg.solve(system, (weight * difference).sum(-2)[..., None])[..., 0]
+    solution: Tensor = torch.linalg.solve(system, (weight * difference).sum(-2)[..., None])
+    return solution[..., 0]
 
 
 def logits_of_entropy(effects: list[Tensor], entropy: float) -> list[Tensor]:

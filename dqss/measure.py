@@ -18,6 +18,8 @@ from dqss.losses import Distance
 from dqss.samples import Samples
 from dqss.supernet import Assignment, Supernet
 
+FORWARD_FACTOR = 4
+"""How many times the images a pass takes that goes forward alone."""
 PROBES = 64
 """Inputs whose gradients are taken where a candidate weighs errors by them."""
 
@@ -60,7 +62,7 @@ class Evaluator:
         samples: all calibration inputs.
         parts: indices into ``samples`` by name (search, refine, select).
         distance: to the float network.
-        batch_size: images at a time.
+        batch_size: images at a time, forward and backward; see also :attr:`forward_size`.
         device: where the supernet is.
         meter: what counts evaluations.
         journal: remembers every measured value, so that a resumed run repeats none.
@@ -78,6 +80,11 @@ class Evaluator:
     journal: Journal
     advance: Callable[[int], None] = lambda images: None
     references: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def forward_size(self) -> int:
+        """Images at a time, forward alone: what is kept for the way back takes the most memory."""
+        return self.batch_size * FORWARD_FACTOR if self.samples.uniform else 1
 
     def keep_reference(self, indices: Sequence[int], output: Any) -> None:
         """Remember the float network's ``output`` for a batch of ``indices``."""
@@ -98,7 +105,7 @@ class Evaluator:
     def reference(self, indices: Sequence[int]) -> Tensor:
         """Float outputs of ``indices``, ``[N, ...]``, computed once each."""
         missing = [index for index in indices if index not in self.references]
-        for batch in batches(missing, self.batch_size):
+        for batch in batches(missing, self.forward_size):
             with self.supernet.mode("float"):
                 self.keep_reference(batch, self._run(batch))
             self.meter.forward(len(batch))
@@ -153,7 +160,7 @@ class Evaluator:
     @torch.no_grad()
     def _each(self, context: Context, indices: Sequence[int]) -> list[float]:
         found: list[float] = []
-        for batch in batches(indices, self.batch_size):
+        for batch in batches(indices, self.forward_size):
             reference = self.reference(batch)
             with context():
                 output = self.distance.read(self._run(batch)).float()
@@ -200,7 +207,7 @@ def measure_stream(
     return results
 
 
-def batches(indices: Sequence[int], size: int) -> Iterable[Sequence[int]]:
+def batches(indices: Sequence[int], size: int) -> list[Sequence[int]]:
     """``indices`` in runs of ``size``; the last may be shorter."""
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 

@@ -78,9 +78,7 @@ class _MixFakeQuantize(torch.autograd.Function):
         return _from_blocks(passed, x.shape, ctx.common).to(x.dtype), sums, None, None
 
 
-def mix_fake_quantize(
-    x: Tensor, weights: Tensor, grids: Sequence[Grid], place: int | None = None
-) -> Tensor:
+def mix_fake_quantize(x: Tensor, weights: Tensor, grids: Sequence[Grid], place: int | None = None) -> Tensor:
     """``sum_k weights[k] * fake_quantize(x, grids[k])`` for grids that do not learn.
 
     Args:

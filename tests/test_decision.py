@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dqss.decision import Decision, OneHot, Softmax, StraightThroughGumbel
+from dqss.decision import Decision, OneHot, Sampled, Softmax, StraightThroughGumbel
 from dqss.supernet import Supernet
 from tests.support.nets import small_space
 
@@ -130,6 +130,35 @@ def test_one_hot_passes_the_gradient_of_the_weights(choice: int) -> None:
     assert weights.tolist() == [float(k == choice) for k in range(3)]
     g = torch.randn(3)
     weights.backward(g)
+    assert torch.equal(made.logits.grad, g)
+
+
+@given(logit_lists, st.integers(0, 2**31))
+def test_the_place_is_where_all_the_weight_is(logits: list[float], seed: int) -> None:
+    made = decision(logits)
+    made.draw(torch.Generator().manual_seed(seed))
+    for relaxation in (StraightThroughGumbel(0.6), OneHot(len(logits) - 1), Sampled()):
+        made.relaxation = relaxation
+        place = made.place()
+        assert place is not None and made.weights().tolist() == [
+            float(k == place) for k in range(len(logits))
+        ]
+    made.relaxation = Softmax()
+    assert made.place() is None
+
+
+def test_a_sample_follows_softmax_and_passes_the_gradient_of_the_weights() -> None:
+    made = decision([1.5, -0.5, 0.3, 0.0])
+    made.relaxation = Sampled()
+    generator = torch.Generator().manual_seed(3)
+    counts = np.zeros(4)
+    for _ in range(4000):
+        made.draw(generator)
+        counts[made.place()] += 1
+    expected = 4000 * np.array(made.probabilities())
+    assert scipy.stats.chisquare(counts, expected).pvalue > 0.01
+    g = torch.randn(4)
+    made.weights().backward(g)
     assert torch.equal(made.logits.grad, g)
 
 

@@ -82,7 +82,8 @@ def test_logits_have_the_entropy_wanted(entropy: float, scale: float, seed: int)
     effects = [scale * torch.randn(d, k, generator=generator).double() for d, k in ((3, 8), (2, 5), (2, 1))]
     logits = logits_of_entropy(effects, entropy)
     shares = [
-        torch.distributions.Categorical(logits=rows).entropy() / math.log(rows.shape[1]) for rows in logits[:2]
+        torch.distributions.Categorical(logits=rows).entropy() / math.log(rows.shape[1])
+        for rows in logits[:2]
     ]
     assert float(torch.cat(shares).mean()) == pytest.approx(entropy, abs=1e-3)
     for v, rows in zip(effects, logits, strict=True):

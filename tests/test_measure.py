@@ -60,7 +60,7 @@ def test_what_was_measured_is_not_run_again_but_counted() -> None:
     assert sum(runs) == 12 and evaluator.meter.evaluations == 18
     evaluator.measure(assignment, "refine", 2)
     assert sum(runs) == 14  # other images, but their references are known
-    assert max(runs) <= evaluator.batch_size
+    assert max(runs) <= evaluator.forward_size
 
 
 def test_soft_distance_follows_the_logits() -> None:

@@ -160,6 +160,23 @@ def test_straight_through_sample_is_exactly_one_candidate(case: Case) -> None:
     torch.testing.assert_close(logits.grad, soft.grad, rtol=1e-3, atol=1e-3 * float(parts.abs().max() + 1))
 
 
+@given(cases)
+def test_the_known_place_of_a_one_hot_changes_neither_value_nor_gradient(case: Case) -> None:
+    x, _, grids = case.build()
+    g = torch.randn(case.shape)
+    codes = packed(x, grids)
+    for k in range(len(grids)):
+        found = []
+        for place in (None, k):
+            x1, w1 = x.clone().requires_grad_(), torch.eye(len(grids))[k].requires_grad_()
+            w2 = torch.eye(len(grids))[k].requires_grad_()
+            activation, weight = mix_fake_quantize(x1, w1, grids, place), mix_codes(w2, codes, place)
+            activation.backward(g.to(case.dtype))
+            weight.backward(g)
+            found.append([activation, weight, x1.grad, w1.grad, w2.grad])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def packed(x: Tensor, grids: list[Grid]) -> list[Codes]:
     return [Codes.of(x, grid) for grid in grids]
 

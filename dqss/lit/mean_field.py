@@ -49,7 +49,7 @@ class MeanField(Optimizer):
         return [decision.logits for decision in self.decisions]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Learn from the gradients of one sample and set all logits."""
         loss = None
         if closure is not None:
@@ -65,9 +65,7 @@ class MeanField(Optimizer):
             for group in by_size.values()
         ]
         done = int(self.state[self.decisions[0].logits]["step"])
-        for group, rows in zip(
-            by_size.values(), logits_of_entropy(effects, self.entropy(done)), strict=True
-        ):
+        for group, rows in zip(by_size.values(), logits_of_entropy(effects, self.entropy(done)), strict=True):
             for logits, row in zip(group, rows, strict=True):
                 logits.copy_(row)
         return loss

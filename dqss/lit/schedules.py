@@ -50,19 +50,20 @@ class MeanFieldSchedule(Schedule):
     Attributes:
         entropy, final_entropy: mean entropy of the decisions after the first and the last step,
             as a share of ``log K``; linear in between.
-        memory: factor on what earlier steps have taught, each step.
+        memory: how long a step counts, as a share of all steps: what earlier steps have taught
+            is multiplied by ``1 - 1 / (memory steps)`` each step.
     """
 
     entropy: float = 1.0
     final_entropy: float = 0.05
-    memory: float = 0.9975
+    memory: float = 0.67
 
     def __post_init__(self) -> None:
         for name, value in (("entropy", self.entropy), ("final_entropy", self.final_entropy)):
             if not 0 < value <= 1:
                 raise UserError(f"schedule.{name}={value}: expected a share in 0..1, above 0")
-        if not 0 < self.memory <= 1:
-            raise UserError(f"schedule.memory={self.memory}: expected a factor in 0..1, above 0")
+        if not 0 < self.memory < math.inf:
+            raise UserError(f"schedule.memory={self.memory}: expected a share of the steps, above 0")
 
     def relaxation(self, progress: float) -> Relaxation:
         """See :meth:`Schedule.relaxation`."""
@@ -75,7 +76,7 @@ class MeanFieldSchedule(Schedule):
             share = self.entropy + (self.final_entropy - self.entropy) * done / steps
             return min(max(share, 1e-3), 0.999)  # at 0 and 1 the temperature would be 0 and infinite
 
-        return {"optimizer": MeanField(decisions, wanted, self.memory)}
+        return {"optimizer": MeanField(decisions, wanted, 1.0 - min(1.0, 1.0 / (self.memory * steps)))}
 
 
 @dataclass(frozen=True)

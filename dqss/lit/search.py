@@ -49,7 +49,6 @@ from dqss.supernet import Supernet
 from dqss.uniform import uniform_assignments
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
-PARTS = ("search", "refine", "select")
 SEARCH_SHARE, REFINE_SHARE = 0.6, 0.85
 """Shares of ``max_minutes`` at which the search and its refinement stop."""
 
@@ -183,14 +182,16 @@ def build(
 ) -> tuple[Prepared, Evaluator]:
     """Prepare the network, attach the decisions and calibrate all candidates in one pass.
 
-    Calibration sees the search and refine parts; the selection part stays untouched. Where some
+    Calibration sees the part that is searched on; the selection part stays untouched. Where some
     candidate needs gradients, some of the inputs are run once more, forward and backward.
     """
-    if len(samples) < len(PARTS):
-        raise DataError(f"{len(samples)} calibration inputs: at least {len(PARTS)} are needed")
-    parts = dict(zip(PARTS, split(len(samples), settings.parts, seed), strict=True))
+    if len(samples) < 2:
+        raise DataError(f"{len(samples)} calibration inputs: at least 2 are needed")
+    searched, selected = split(len(samples), settings.parts, seed)
+    # Refinement measures discrete networks, which a search does not fit to its images: they share.
+    parts = {"search": searched, "refine": searched, "select": selected}
     size = settings.batch_size if samples.uniform else 1
-    known = sorted([*parts["search"], *parts["refine"]])
+    known = sorted(searched)
     left_out = _left_out(model, space)
     first = samples.batch(known[:size])
     prepared = prepare(model, to_device(first, home(model)), skip=lambda name: name in left_out)
@@ -201,17 +202,18 @@ def build(
     supernet = Supernet(prepared.model, space).to(device)
     journal = Journal.open(None if folder is None else folder / JOURNAL)
     evaluator = Evaluator(supernet, samples, parts, distance, size, device, Meter(), journal)
+    runs = batches(known, evaluator.forward_size)
     with reporter.stage("calibrate", len(known)) as stage:
 
         def keep(position: int, output: Any) -> None:
-            indices = known[position * size : (position + 1) * size]
+            indices = runs[position]
             if not torch.isfinite(first_tensor(output)).all():
                 raise NonFiniteError("the float model's output is NaN or infinite on the calibration inputs")
             evaluator.keep_reference(indices, output)
             evaluator.meter.forward(len(indices))
             stage.advance(len(indices))
 
-        inputs = (to_device(samples.batch(run), device) for run in batches(known, size))
+        inputs = (to_device(samples.batch(run), device) for run in runs)
         supernet.calibrate(inputs, keep, evaluator.probes(known), distance)
     if folder is not None:
         search_identity(prepared, samples, supernet, settings, distance, seed).check(journal)

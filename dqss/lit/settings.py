@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from dqss.discretize import RefineSettings
 from dqss.errors import UserError
-from dqss.lit.schedules import GumbelSchedule, Schedule
+from dqss.lit.schedules import MeanFieldSchedule, Schedule
 from dqss.losses import Distance, SearchLoss
 
 _POSITIVE = ("steps", "batch_size", "learning_rate", "finalists", "checkpoint_every", "discrete_images")
@@ -17,11 +17,12 @@ class PTQSettings:
     """Settings of :func:`dqss.search_ptq`; the method group of the configuration.
 
     Attributes:
-        steps, batch_size, learning_rate: of Adam on the logits.
+        steps, batch_size: of the search; each step draws or mixes once, so small batches go far.
+        learning_rate: of schedules that use Adam on the logits.
         schedule: relaxation over the steps.
         distance: to the float network; None: KL for logits, MSE for images.
         loss: what is minimized; None: the distance.
-        parts: shares of the inputs for search, refinement and selection.
+        parts: shares of the inputs for the search with its refinement, and for the selection.
         refine: how the argmax is re-decided.
         finalists: uniform strategies that meet the searched ones on the selection part.
         oracle: measure every uniform strategy on the validation data, not only the finalists.
@@ -31,19 +32,19 @@ class PTQSettings:
             history measures the discrete network (0: never).
     """
 
-    steps: int = 150
-    batch_size: int = 32
+    steps: int = 600
+    batch_size: int = 8
     learning_rate: float = 0.3
-    schedule: Schedule = field(default_factory=GumbelSchedule)
+    schedule: Schedule = field(default_factory=MeanFieldSchedule)
     distance: Distance | None = None
     loss: SearchLoss | None = None
-    parts: tuple[float, float, float] = (0.4, 0.4, 0.2)
+    parts: tuple[float, float] = (0.8, 0.2)
     refine: RefineSettings = field(default_factory=RefineSettings)
     finalists: int = 8
     oracle: bool = False
     max_minutes: float | None = None
-    checkpoint_every: int = 10
-    discrete_every: int = 20
+    checkpoint_every: int = 20
+    discrete_every: int = 50
     discrete_images: int = 32
 
     def __post_init__(self) -> None:
@@ -51,9 +52,9 @@ class PTQSettings:
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise UserError(f"method.{name}={getattr(self, name)!r}: expected a positive number")
-        if len(self.parts) != 3 or min(self.parts) <= 0 or sum(self.parts) > 1 + 1e-9:
+        if len(self.parts) != 2 or min(self.parts) <= 0 or sum(self.parts) > 1 + 1e-9:
             raise UserError(
-                f"method.parts={list(self.parts)}: expected three positive shares of at most 1 in total"
+                f"method.parts={list(self.parts)}: expected two positive shares of at most 1 in total"
             )
         if self.discrete_every < 0:
             raise UserError(f"method.discrete_every={self.discrete_every}: expected 0 or more")

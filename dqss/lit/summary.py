@@ -110,14 +110,13 @@ def print_plan(
 
 
 def _expected_evaluations(count: int, uniform: int, settings: PTQSettings) -> int:
-    search, refine, select = (round(share * count) for share in settings.parts)
+    search, select = (round(share * count) for share in settings.parts)
     batch = min(settings.batch_size, max(search, 1))
     screening = uniform * 16 * 3
     return int(
         search
-        + refine
         + 3 * settings.steps * batch
-        + settings.refine.passes * refine
+        + settings.refine.passes * search
         + screening
         + 6 * select
     )

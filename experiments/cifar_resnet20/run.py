@@ -1,6 +1,6 @@
 """Study: which way of choosing a strategy is best on a CIFAR ResNet-20? See README.md here.
 
-    python experiments/cifar_resnet20/run.py --data FOLDER
+    python -m experiments.cifar_resnet20.run --data FOLDER
 
 FOLDER holds ``train_jpeg.npz``, ``test_jpeg.npz`` and ``resnet20-12fca82f.th``. Rows are appended
 to results.csv as they are found; rows that are there already are not computed again.
@@ -9,12 +9,8 @@ to results.csv as they are found; rows that are there already are not computed a
 from __future__ import annotations
 
 import argparse
-import csv
 import io
-import logging
-import random
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,17 +20,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dqss.discretize import RefineSettings
-from dqss.lit.schedules import GumbelSchedule, Schedule, SoftmaxSchedule
-from dqss.lit.search import build, search_ptq
+from dqss.lit.schedules import GumbelSchedule, MeanFieldSchedule, Schedule, SoftmaxSchedule
+from dqss.lit.search import SearchResult, build, search_ptq
 from dqss.lit.settings import PTQSettings
-from dqss.measure import Evaluator, Meter, batches
+from dqss.measure import Evaluator, Meter
 from dqss.models.factory import cifar_resnet
 from dqss.progress import Reporter
 from dqss.samples import Samples
 from dqss.search_spaces.studies import eight
-from dqss.supernet import Assignment, Supernet
 from dqss.uniform import uniform_assignments
+from experiments.harness import HeldOut, Table, drawn, greedy, layer_mse, quiet
 
 HERE = Path(__file__).parent
 COLUMNS = ("bits", "seed", "row", "kl", "top1", "evaluations", "seconds")
@@ -43,6 +38,7 @@ CALIBRATION, DEV = 512, 1000
 
 BASELINES = ("float", "best_uniform", "oracle_uniform", "layer_mse", "random", "greedy")
 SCHEDULES: dict[str, Schedule] = {
+    "mean_field": MeanFieldSchedule(),
     "gumbel": GumbelSchedule(1.0, 0.5),
     "softmax": SoftmaxSchedule(),
     "softmax_cooled": SoftmaxSchedule(1.0, 0.1),
@@ -71,27 +67,14 @@ class Study:
         images, labels = read(data / "test_jpeg.npz")
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         keep = order[:DEV] if part == "dev" else order[DEV:]
-        self.images, self.labels = images[keep], labels[keep]
-        with torch.no_grad():
-            self.reference = torch.cat([self.model(run) for run in self.images.split(250)])
+        self.held_out = HeldOut(self.model, images[keep], labels[keep], 250)
 
-    def calibration(self, seed: int) -> Samples:
-        """512 images of the train file, another choice for each seed."""
+    def calibration(self, seed: int, count: int = CALIBRATION) -> Samples:
+        """Images of the train file, another choice for each seed; smaller counts begin alike."""
         with np.load(self.data / "train_jpeg.npz") as archive:
-            count = len(archive["labels"])
-        chosen = np.random.default_rng(seed).permutation(count)[:CALIBRATION]
+            available = len(archive["labels"])
+        chosen = np.random.default_rng(seed).permutation(available)[:count]
         return Samples.of(read(self.data / "train_jpeg.npz", chosen)[0])
-
-    @torch.no_grad()
-    def test(
-        self, supernet: Supernet, assignment: Assignment, count: int | None = None
-    ) -> tuple[float, float]:
-        """KL to the float network and top-1 in percent, on held-out images."""
-        with supernet.assign(assignment):
-            outputs = torch.cat([supernet(run) for run in self.images[:count].split(250)])
-        wanted = torch.log_softmax(self.reference[:count], 1)
-        kl = (wanted.exp() * (wanted - torch.log_softmax(outputs, 1))).sum(1).mean()
-        return float(kl), 100 * float((outputs.argmax(1) == self.labels[:count]).float().mean())
 
     def evaluator(self, bits: int, seed: int) -> Evaluator:
         """A calibrated supernet; its ``all`` part is all 512 images, for the baselines."""
@@ -99,10 +82,15 @@ class Study:
         device = torch.device("cpu")
         _, evaluator = build(self.model, samples, eight(bits), self.settings, seed, None, device, Reporter())
         evaluator.parts = {**evaluator.parts, "all": range(len(samples))}
-        evaluator.batch_size = 128
+        evaluator.batch_size = 64
         evaluator.reference(range(len(samples)))
         evaluator.meter = Meter(len(samples))
         return evaluator
+
+    def search(self, bits: int, seed: int, schedule: Schedule) -> SearchResult:
+        """The whole search, as a user would run it."""
+        settings = replace(self.settings, schedule=schedule)
+        return search_ptq(self.model, self.calibration(seed), eight(bits), settings, seed=seed)
 
 
 Row = tuple[str, float, float, int, float]
@@ -110,94 +98,51 @@ Row = tuple[str, float, float, int, float]
 
 def baselines(study: Study, bits: int, seed: int, wanted: Callable[[str], bool]) -> Iterator[Row]:
     """Uniform, per-layer MSE, random and greedy strategies, all with 512 calibration images."""
-    evaluator = study.evaluator(bits, seed)
-    supernet, uniform = evaluator.supernet, uniform_assignments(evaluator.supernet)
+    held_out = study.held_out
     if wanted("float"):
-        right = study.reference.argmax(1) == study.labels
-        yield "float", 0.0, 100 * float(right.float().mean()), 0, 0.0
+        yield "float", 0.0, held_out.float().top1, 0, 0.0
     if not any(wanted(row) for row in BASELINES[1:]):
         return
+    evaluator = study.evaluator(bits, seed)
+    supernet, uniform = evaluator.supernet, uniform_assignments(evaluator.supernet)
+
+    def row(name: str, assignment: dict[str, int], evaluations: int, seconds: float) -> Row:
+        found = held_out.measure(supernet, assignment)
+        return name, found.kl, found.top1, evaluations, seconds
+
     started = time.perf_counter()
     scores = {name: evaluator.measure(found, "all") for name, found in uniform.items()}
-    best = min(scores, key=lambda name: scores[name])
+    best = dict(uniform[min(scores, key=lambda name: scores[name])])
     spent = evaluator.meter.evaluations
     if wanted("best_uniform"):
-        yield "best_uniform", *study.test(supernet, uniform[best]), spent, time.perf_counter() - started
+        yield row("best_uniform", best, spent, time.perf_counter() - started)
     if wanted("oracle_uniform"):
-        few = sorted(uniform, key=lambda name: study.test(supernet, uniform[name], 250)[0])[:8]
-        yield "oracle_uniform", *min(study.test(supernet, uniform[name]) for name in few), 0, 0.0
+        oracle = held_out.best(supernet, dict(uniform), first=250, finalists=8)
+        yield row("oracle_uniform", dict(uniform[oracle]), 0, 0.0)
     if wanted("layer_mse"):
-        yield "layer_mse", *study.test(supernet, layer_mse(evaluator)), len(evaluator.samples), 0.0
+        yield row("layer_mse", layer_mse(evaluator), len(evaluator.samples), 0.0)
     if wanted("random"):
-        draws = [study.test(supernet, drawn(supernet, 1000 * seed + number)) for number in range(5)]
-        yield "random", *(float(np.mean(column)) for column in zip(*draws, strict=True)), 0, 0.0
+        draws = [held_out.measure(supernet, drawn(supernet, 1000 * seed + number)) for number in range(5)]
+        yield "random", *(float(np.mean([(q.kl, q.top1) for q in draws], axis=0)[i]) for i in (0, 1)), 0, 0.0
     if wanted("greedy"):
-        found = greedy(evaluator, dict(uniform[best]))
-        seconds = time.perf_counter() - started
-        yield "greedy", *study.test(supernet, found), evaluator.meter.evaluations, seconds
-
-
-def greedy(evaluator: Evaluator, current: dict[str, int]) -> dict[str, int]:
-    """One sweep of coordinate descent over all decisions and options, on all calibration images."""
-    best = evaluator.measure(current, "all")
-    for name, decision in evaluator.supernet.decisions.items():
-        for option in range(len(decision.options)):
-            score = evaluator.measure({**current, name: option}, "all")
-            if score < best:
-                current, best = {**current, name: option}, score
-    return current
-
-
-@torch.no_grad()
-def layer_mse(evaluator: Evaluator) -> dict[str, int]:
-    """The option with the least mean squared error of its own tensor, for every decision."""
-    supernet, errors = evaluator.supernet, {}
-    for layer in supernet.layers.values():
-        weight = layer.weight
-        if weight is not None:
-            original = layer.module.parametrizations.weight.original
-            errors[weight.decision.name] = [
-                float((weight.stack.choose(k) - original).square().sum())
-                for k in range(len(weight.candidates))
-            ]
-    hooks = []
-    for layer in supernet.layers.values():
-        quantizer = layer.activation
-        if quantizer is not None:
-            total = errors.setdefault(quantizer.decision.name, [0.0] * len(quantizer.candidates))
-
-            def add(module, args, quantizer=quantizer, total=total):  # type: ignore[no-untyped-def]
-                for k in range(len(total)):
-                    total[k] += float((quantizer[k](args[0]) - args[0]).square().sum())
-
-            hooks.append(quantizer.register_forward_pre_hook(add))
-    with supernet.mode("float"):
-        for run in batches(range(128), 64):
-            supernet(evaluator.samples.batch(run))
-    for hook in hooks:
-        hook.remove()
-    return {name: int(np.argmin(values)) for name, values in errors.items()}
-
-
-def drawn(supernet: Supernet, seed: int) -> dict[str, int]:
-    """An option at random for every decision."""
-    generator = random.Random(seed)
-    return {name: generator.randrange(len(d.options)) for name, d in supernet.decisions.items()}
+        found = greedy(evaluator, best, "all")
+        yield row("greedy", found, evaluator.meter.evaluations, time.perf_counter() - started)
 
 
 def searched(study: Study, bits: int, seed: int, name: str) -> Iterator[Row]:
-    """A relaxation: its argmax, and what refinement makes of it."""
-    settings = replace(study.settings, schedule=SCHEDULES[name])
+    """A relaxation: its argmax, what refinement makes of it, and what is exported."""
     started = time.perf_counter()
-    samples = study.calibration(seed)
-    result = search_ptq(study.model, samples, eight(bits), settings, seed=seed)
+    result = study.search(bits, seed, SCHEDULES[name])
     seconds = time.perf_counter() - started
     evaluations = result.metrics["evaluations"]
-    for row in ("argmax", "refined"):
-        found = result.discretized.assignments[row]
-        yield f"{name}_{row}", *study.test(result.supernet, found), evaluations, seconds
-    exported = result.discretized.assignments[result.discretized.exported]
-    yield f"{name}_exported", *study.test(result.supernet, exported), evaluations, seconds
+    assignments = result.discretized.assignments
+    for row, chosen in (
+        ("argmax", "argmax"),
+        ("refined", "refined"),
+        ("exported", result.discretized.exported),
+    ):
+        found = study.held_out.measure(result.supernet, assignments[chosen])
+        yield f"{name}_{row}", found.kl, found.top1, evaluations, seconds
 
 
 def main() -> None:
@@ -210,44 +155,23 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], choices=BASELINES, help="baselines to leave out")
     parser.add_argument("--part", choices=("dev", "test"), default="test")
     parser.add_argument("--out", type=Path, default=HERE / "results.csv")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    known = read_rows(arguments.out)
-    study = Study(arguments.data, arguments.part, PTQSettings(refine=RefineSettings(), discrete_every=0))
+    quiet(arguments.threads)
+    table = Table(arguments.out, COLUMNS, keys=3)
+    study = Study(arguments.data, arguments.part, PTQSettings(discrete_every=0))
     for bits in arguments.bits:
         for seed in arguments.seeds:
 
             def missing(row: str, bits: int = bits, seed: int = seed) -> bool:
-                return (bits, seed, row) not in known and row not in arguments.without
+                return not table.has(bits, seed, row) and row not in arguments.without
 
             runs = [searched(study, bits, seed, n) for n in arguments.schedules if missing(f"{n}_exported")]
             if any(missing(row) for row in BASELINES):
                 runs.append(baselines(study, bits, seed, missing))
             for run in runs:
                 for row in run:
-                    append(arguments.out, (bits, seed, *row))
-
-
-def read_rows(path: Path) -> set[tuple[int, int, str]]:
-    """What results.csv holds already."""
-    if not path.exists():
-        return set()
-    with path.open() as file:
-        return {(int(row["bits"]), int(row["seed"]), row["row"]) for row in csv.DictReader(file)}
-
-
-def append(path: Path, values: tuple[object, ...]) -> None:
-    """Add a row, and the header to a new file."""
-    fresh = not path.exists()
-    with path.open("a") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if fresh:
-            writer.writerow(COLUMNS)
-        writer.writerow([f"{v:.4f}" if isinstance(v, float) else v for v in values])
-    print(*[f"{v:.4f}" if isinstance(v, float) else v for v in values], flush=True)
+                    table.add(bits, seed, *row)
 
 
 if __name__ == "__main__":

@@ -145,8 +145,15 @@ def test_entropy_falls_as_the_schedule_says() -> None:
         assert sum(shares) / 3 == pytest.approx(wanted, abs=2e-3)
 
 
+def test_memory_is_a_share_of_the_steps() -> None:
+    decisions = [Decision("d", (0, 1))]
+    for steps, memory, factor in ((100, 0.5, 0.98), (300, 2.0, 1 - 1 / 600), (2, 0.1, 0.0)):
+        made = MeanFieldSchedule(memory=memory).optimizer(decisions, steps, 0.1)["optimizer"]
+        assert made.param_groups[0]["memory"] == pytest.approx(factor)
+
+
 @pytest.mark.parametrize("field", ["entropy", "final_entropy", "memory"])
-@pytest.mark.parametrize("bad", [0.0, -0.1, 1.5, math.nan])
+@pytest.mark.parametrize("bad", [0.0, -0.1, math.inf, math.nan])
 def test_shares_out_of_range_are_refused(field: str, bad: float) -> None:
     with pytest.raises(UserError, match=f"schedule.{field}="):
         MeanFieldSchedule(**{field: bad})

@@ -1,0 +1,121 @@
+"""Study: mobile networks with real weights on real images. See README.md here.
+
+    python -m experiments.imagenet_mobile.run --data FOLDER --mobilenet FILE --efficientnet FILE
+
+FOLDER holds ``calibration`` and ``dev``, folders of images. Rows are appended to results.csv as
+they are found; rows that are there already are not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dqss.data.imagefolder import ImageFolder
+from dqss.lit.search import search_ptq
+from dqss.lit.settings import PTQSettings
+from dqss.models.factory import timm_model
+from dqss.search_spaces.studies import eight
+from dqss.space import SearchSpace
+from dqss.uniform import pair_name, uniform_assignments
+from experiments.harness import HeldOut, Quality, Table, quiet
+
+HERE = Path(__file__).parent
+NAMES = {"mobilenet": "mobilenetv2_100", "efficientnet": "tf_efficientnet_lite0"}
+BITS = {"W8A8": (8, 8), "W6A6": (6, 6), "W4A8": (4, 8)}
+COLUMNS = (
+    "network", "bits", "seed", "row", "kl", "top1", "gain", "gain_low", "gain_high", "evaluations", "seconds",
+    "name",
+)  # fmt: skip
+FIRST, FINALISTS = 50, 12
+"""Uniform pairs: all 64 on so many images, then so many of them on all 300."""
+
+
+class Network:
+    """A network with its calibration images and its held-out ones, which report only."""
+
+    def __init__(self, name: str, checkpoint: Path, data: Path) -> None:
+        loaded = timm_model(NAMES[name], checkpoint=checkpoint, checkpoint_mapping="order")
+        self.model: nn.Module = loaded.module
+        images = ImageFolder(data / "calibration", data / "dev")
+        images.configure(loaded.input, loaded.num_classes)
+        self.samples = images.calibration()
+        loader = images.val_dataloader()
+        assert loader is not None
+        batches: list[tuple[Tensor, Tensor]] = list(loader)
+        pixels, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+        # The files lie in class folders: in their own order the first few would be of a few classes.
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        self.held_out = HeldOut(self.model, pixels[order], labels[order], 25)
+
+
+def diagonal(space: SearchSpace) -> dict[str, str]:
+    """The uniform strategies with one algorithm for weights and inputs, by its name."""
+    (rule,) = space.rules
+    pairs = zip(rule.weight, rule.activation, strict=True)
+    return {f"uniform {weight.method}": pair_name(weight, activation) for weight, activation in pairs}
+
+
+Found = tuple[str, Quality, int, float, str]
+
+
+def rows(network: Network, bits: tuple[int, int], seed: int) -> Iterator[Found]:
+    """The search, its contenders, and what else one could have done."""
+    space, held_out = eight(*bits), network.held_out
+    started = time.perf_counter()
+    result = search_ptq(network.model, network.samples, space, PTQSettings(), seed=seed)
+    seconds, evaluations = time.perf_counter() - started, result.metrics["evaluations"]
+    outcome, supernet = result.discretized, result.supernet
+    uniform = dict(uniform_assignments(supernet))
+    assert outcome.best_uniform is not None
+    best = outcome.best_uniform
+    yield "best_uniform", held_out.measure(supernet, uniform[best]), evaluations, seconds, best
+    yield "float", held_out.float(), 0, 0.0, ""
+    for row, name in (("argmax", "argmax"), ("refined", "refined"), ("exported", outcome.exported)):
+        yield row, held_out.measure(supernet, outcome.assignments[name]), evaluations, seconds, name
+    for row, name in diagonal(space).items():
+        yield row, held_out.measure(supernet, uniform[name]), 0, 0.0, name
+    oracle = held_out.best(supernet, dict(uniform), FIRST, FINALISTS)
+    yield "oracle_uniform", held_out.measure(supernet, uniform[oracle]), 0, 0.0, oracle
+
+
+def main() -> None:
+    """Compute the runs that are missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--mobilenet", type=Path, help="mobilenet_v2-b0353104.pth")
+    parser.add_argument("--efficientnet", type=Path, help="efficientnet-lite0-57934424.pth")
+    parser.add_argument("--bits", nargs="+", default=list(BITS), choices=list(BITS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, default=HERE / "results.csv")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    quiet(arguments.threads)
+    table = Table(arguments.out, COLUMNS, keys=4)
+    for name in NAMES:
+        checkpoint = getattr(arguments, name)
+        missing = [
+            (bits, seed)
+            for bits in arguments.bits
+            for seed in arguments.seeds
+            if not table.has(name, bits, seed, "oracle_uniform")
+        ]
+        network = Network(name, checkpoint, arguments.data) if checkpoint and missing else None
+        for bits, seed in missing if network else ():
+            best: Quality | None = None
+            for row, found, evaluations, seconds, chosen in rows(network, BITS[bits], seed):
+                best = best or found
+                if not table.has(name, bits, seed, row):
+                    gain = found.gain_over(best)
+                    table.add(
+                        name, bits, seed, row, found.kl, found.top1, *gain, evaluations, seconds, chosen
+                    )
+
+
+if __name__ == "__main__":
+    main()
