@@ -94,7 +94,8 @@ def _contexts(
 def _on_selection(evaluator: Evaluator, contexts: Mapping[str, Context], validation: Validation) -> Measured:
     samples, part = evaluator.samples, evaluator.parts["select"]
     stream = (
-        (samples.batch(indices), samples.targets(indices)) for indices in batches(part, evaluator.forward_size)
+        (samples.batch(indices), samples.targets(indices))
+        for indices in batches(part, evaluator.forward_size)
     )
     return _stream(evaluator, stream, contexts, validation)
 
