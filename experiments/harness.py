@@ -6,7 +6,7 @@ import csv
 import logging
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +110,9 @@ class HeldOut:
         kl = (wanted.exp() * (wanted - torch.log_softmax(outputs, 1))).sum(1).mean()
         return Quality(float(kl), outputs.argmax(1) == self.labels[:count])
 
-    def best(self, supernet: Supernet, assignments: dict[str, Assignment], first: int, finalists: int) -> str:
+    def best(
+        self, supernet: Supernet, assignments: Mapping[str, Assignment], first: int, finalists: int
+    ) -> str:
         """Name of the assignment with the least divergence: all on ``first`` images, then the best."""
         few = {name: self.measure(supernet, found, first).kl for name, found in assignments.items()}
         kept = sorted(few, key=lambda name: few[name])[:finalists]

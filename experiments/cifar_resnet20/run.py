@@ -28,13 +28,14 @@ from dqss.models.factory import cifar_resnet
 from dqss.progress import Reporter
 from dqss.samples import Samples
 from dqss.search_spaces.studies import eight
+from dqss.supernet import Assignment, Supernet
 from dqss.uniform import uniform_assignments
 from experiments.harness import HeldOut, Table, drawn, greedy, layer_mse, quiet
 
 HERE = Path(__file__).parent
-COLUMNS = ("bits", "seed", "row", "kl", "top1", "evaluations", "seconds")
+COLUMNS = ("bits", "seed", "row", "kl", "top1", "dev_kl", "evaluations", "seconds")
 CALIBRATION, DEV = 512, 1000
-"""Training images without labels; test images on which defaults were chosen (the rest reports)."""
+"""Training images without labels; test images on which defaults were chosen: the rest report."""
 
 BASELINES = ("float", "best_uniform", "oracle_uniform", "layer_mse", "random", "greedy")
 SCHEDULES: dict[str, Schedule] = {
@@ -61,13 +62,14 @@ def read(path: Path, indices: np.ndarray | None = None) -> tuple[Tensor, Tensor]
 class Study:
     """The network, its data, and one calibrated supernet a (bits, seed)."""
 
-    def __init__(self, data: Path, part: str, settings: PTQSettings) -> None:
+    def __init__(self, data: Path, settings: PTQSettings) -> None:
         self.data, self.settings = data, settings
         self.model: nn.Module = cifar_resnet(checkpoint=str(data / "resnet20-12fca82f.th")).module
         images, labels = read(data / "test_jpeg.npz")
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        keep = order[:DEV] if part == "dev" else order[DEV:]
-        self.held_out = HeldOut(self.model, images[keep], labels[keep], 250)
+        self.held_out, self.dev = (
+            HeldOut(self.model, images[part], labels[part], 250) for part in (order[DEV:], order[:DEV])
+        )
 
     def calibration(self, seed: int, count: int = CALIBRATION) -> Samples:
         """Images of the train file, another choice for each seed; smaller counts begin alike."""
@@ -92,23 +94,26 @@ class Study:
         settings = replace(self.settings, schedule=schedule)
         return search_ptq(self.model, self.calibration(seed), eight(bits), settings, seed=seed)
 
+    def measure(self, supernet: Supernet, assignment: Assignment) -> tuple[float, float, float]:
+        """Divergence and top-1 on what reports, and divergence on what chooses."""
+        found = self.held_out.measure(supernet, assignment)
+        return found.kl, found.top1, self.dev.measure(supernet, assignment).kl
 
-Row = tuple[str, float, float, int, float]
+
+Row = tuple[str, float, float, float, int, float]
 
 
 def baselines(study: Study, bits: int, seed: int, wanted: Callable[[str], bool]) -> Iterator[Row]:
     """Uniform, per-layer MSE, random and greedy strategies, all with 512 calibration images."""
-    held_out = study.held_out
     if wanted("float"):
-        yield "float", 0.0, held_out.float().top1, 0, 0.0
+        yield "float", 0.0, study.held_out.float().top1, 0.0, 0, 0.0
     if not any(wanted(row) for row in BASELINES[1:]):
         return
     evaluator = study.evaluator(bits, seed)
     supernet, uniform = evaluator.supernet, uniform_assignments(evaluator.supernet)
 
-    def row(name: str, assignment: dict[str, int], evaluations: int, seconds: float) -> Row:
-        found = held_out.measure(supernet, assignment)
-        return name, found.kl, found.top1, evaluations, seconds
+    def row(name: str, assignment: Assignment, evaluations: int, seconds: float = 0.0) -> Row:
+        return name, *study.measure(supernet, assignment), evaluations, seconds
 
     started = time.perf_counter()
     scores = {name: evaluator.measure(found, "all") for name, found in uniform.items()}
@@ -117,13 +122,14 @@ def baselines(study: Study, bits: int, seed: int, wanted: Callable[[str], bool])
     if wanted("best_uniform"):
         yield row("best_uniform", best, spent, time.perf_counter() - started)
     if wanted("oracle_uniform"):
-        oracle = held_out.best(supernet, dict(uniform), first=250, finalists=8)
-        yield row("oracle_uniform", dict(uniform[oracle]), 0, 0.0)
+        oracle = study.held_out.best(supernet, uniform, first=250, finalists=8)
+        yield row("oracle_uniform", uniform[oracle], 0)
     if wanted("layer_mse"):
-        yield row("layer_mse", layer_mse(evaluator), len(evaluator.samples), 0.0)
+        yield row("layer_mse", layer_mse(evaluator), len(evaluator.samples))
     if wanted("random"):
-        draws = [held_out.measure(supernet, drawn(supernet, 1000 * seed + number)) for number in range(5)]
-        yield "random", *(float(np.mean([(q.kl, q.top1) for q in draws], axis=0)[i]) for i in (0, 1)), 0, 0.0
+        draws = [study.measure(supernet, drawn(supernet, 1000 * seed + number)) for number in range(5)]
+        kl, top1, dev = (sum(column) / len(draws) for column in zip(*draws, strict=True))
+        yield "random", kl, top1, dev, 0, 0.0
     if wanted("greedy"):
         found = greedy(evaluator, best, "all")
         yield row("greedy", found, evaluator.meter.evaluations, time.perf_counter() - started)
@@ -136,13 +142,9 @@ def searched(study: Study, bits: int, seed: int, name: str) -> Iterator[Row]:
     seconds = time.perf_counter() - started
     evaluations = result.metrics["evaluations"]
     assignments = result.discretized.assignments
-    for row, chosen in (
-        ("argmax", "argmax"),
-        ("refined", "refined"),
-        ("exported", result.discretized.exported),
-    ):
-        found = study.held_out.measure(result.supernet, assignments[chosen])
-        yield f"{name}_{row}", found.kl, found.top1, evaluations, seconds
+    rows = {"argmax": "argmax", "refined": "refined", "exported": result.discretized.exported}
+    for row, chosen in rows.items():
+        yield f"{name}_{row}", *study.measure(result.supernet, assignments[chosen]), evaluations, seconds
 
 
 def main() -> None:
@@ -153,13 +155,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--schedules", nargs="*", default=list(SCHEDULES), choices=list(SCHEDULES))
     parser.add_argument("--without", nargs="*", default=[], choices=BASELINES, help="baselines to leave out")
-    parser.add_argument("--part", choices=("dev", "test"), default="test")
     parser.add_argument("--out", type=Path, default=HERE / "results.csv")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=3)
-    study = Study(arguments.data, arguments.part, PTQSettings(discrete_every=0))
+    study = Study(arguments.data, PTQSettings(discrete_every=0))
     for bits in arguments.bits:
         for seed in arguments.seeds:
 
@@ -171,7 +172,8 @@ def main() -> None:
                 runs.append(baselines(study, bits, seed, missing))
             for run in runs:
                 for row in run:
-                    table.add(bits, seed, *row)
+                    if not table.has(bits, seed, row[0]):
+                        table.add(bits, seed, *row)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def rows(network: Network, bits: tuple[int, int], seed: int) -> Iterator[Found]:
     result = search_ptq(network.model, network.samples, space, PTQSettings(), seed=seed)
     seconds, evaluations = time.perf_counter() - started, result.metrics["evaluations"]
     outcome, supernet = result.discretized, result.supernet
-    uniform = dict(uniform_assignments(supernet))
+    uniform = uniform_assignments(supernet)
     assert outcome.best_uniform is not None
     best = outcome.best_uniform
     yield "best_uniform", held_out.measure(supernet, uniform[best]), evaluations, seconds, best
@@ -80,7 +80,7 @@ def rows(network: Network, bits: tuple[int, int], seed: int) -> Iterator[Found]:
         yield row, held_out.measure(supernet, outcome.assignments[name]), evaluations, seconds, name
     for row, name in diagonal(space).items():
         yield row, held_out.measure(supernet, uniform[name]), 0, 0.0, name
-    oracle = held_out.best(supernet, dict(uniform), FIRST, FINALISTS)
+    oracle = held_out.best(supernet, uniform, FIRST, FINALISTS)
     yield "oracle_uniform", held_out.measure(supernet, uniform[oracle]), 0, 0.0, oracle
 
 

@@ -72,7 +72,7 @@ def main() -> None:
         return summary(arguments.out)
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=3)
-    study = Study(arguments.data, "test", PTQSettings(discrete_every=0))
+    study = Study(arguments.data, PTQSettings(discrete_every=0))
     for key in itertools.product(arguments.bits, arguments.images, range(arguments.subsets)):
         if not table.has(*key):
             table.add(*key, *row(study, *key))

@@ -41,7 +41,7 @@ def refused(cwd: Path, *words: object) -> str:
         (["method.refine.screen=0"], "refine.screen=0: expected 1 or more"),
         (["method.loss=kll"], "method.loss=kll (did you mean 'kl'?): expected one of kl, mse, l1, task"),
         (["method.schedule=softmax"], "schedule@method.schedule=softmax"),
-        (["schedule@method.schedule=gumbel", "method.schedule.temperature=0"], "temperatures [0, 0.5]: expected"),
+        (["schedule@method.schedule=gumbel", "method.schedule.temperature=0"], "temperatures [0, 0.5]"),
         (["method.schedule.memory=0"], "schedule.memory=0: expected a share of the steps"),
         (["search_space.weight_bits=99"], "99: expected an integer from 2 to"),
         (["search_space.weight_bits=four"], "weight_bits=four: expected a whole number or a list of whole"),
