@@ -18,7 +18,7 @@ class RefineSettings:
     """How much the argmax is re-decided by measurement.
 
     Attributes:
-        passes: limit, in passes over the refine part (0: no refinement).
+        passes: limit, in passes over the part that is searched on (0: no refinement).
         screen: images on which a change is tried first; only promising ones get the whole part.
         alternatives: options tried per decision in one sweep.
         confidence: a change is kept if its mean gain exceeds so many standard errors of the
@@ -83,7 +83,7 @@ def refine(
     settings: RefineSettings,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, int], list[str]]:
-    """Re-decide layers by their measured effect on the refine part, most promising first.
+    """Re-decide layers by their measured effect on the ``refine`` part, most promising first.
 
     One forward and backward pass estimates what every switch of every decision would do
     (:meth:`Evaluator.first_order`); the best ones are tried in that order and kept where the
@@ -118,7 +118,7 @@ def refine(
 def _try(
     evaluator: Evaluator, trial: Assignment, best: list[float], settings: RefineSettings
 ) -> list[float] | None:
-    """Distances of ``trial`` on the refine part if it is better than ``best``, otherwise None."""
+    """Distances of ``trial`` on the ``refine`` part if it is better than ``best``, otherwise None."""
     if settings.screen < len(best):
         few = evaluator.measure_each(trial, "refine", settings.screen)
         if _mean(few) >= _mean(best[: settings.screen]):

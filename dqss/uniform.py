@@ -51,7 +51,7 @@ def pair_name(weight: Candidate | None, activation: Candidate | None) -> str:
 
 
 def screen(evaluator: Evaluator, uniform: dict[str, Assignment], finalists: int) -> list[str]:
-    """The names of the ``finalists`` best, by successive halving on the refine part.
+    """The names of the ``finalists`` best, by successive halving on the ``refine`` part.
 
     All are measured on 16 images, the better quarter on four times as many, and so on: a tenth
     of the cost of measuring all of them on everything. Best first.

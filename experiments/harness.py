@@ -59,6 +59,23 @@ class Table:
         print(*cells, flush=True)
 
 
+def summarize(path: Path, by: Sequence[str], values: Sequence[str]) -> None:
+    """Print mean, least and most of each value as a markdown table, a line a group of rows."""
+    groups: dict[tuple[str, ...], list[list[float]]] = {}
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            groups.setdefault(tuple(row[c] for c in by), []).append([float(row[c]) for c in values])
+    print("|", " | ".join([*by, "n", *values]), "|")
+    print("|---" * (len(by) + 1 + len(values)) + "|")
+    for key, rows in groups.items():
+        cells = [
+            f"{sum(column) / len(column):.4g}"
+            + (f" ({min(column):.4g} .. {max(column):.4g})" if len(set(column)) > 1 else "")
+            for column in zip(*rows, strict=True)
+        ]
+        print("|", " | ".join([*key, str(len(rows)), *cells]), "|")
+
+
 @dataclass(frozen=True)
 class Quality:
     """A network on held-out images: divergence from the float network, and which are right."""

@@ -56,7 +56,7 @@ class PTQSearch(pl.LightningModule):
         loss: what is minimized, beside the entropy.
         learning_rate: of schedules that have one.
         discrete_every: steps between two measurements of the discrete network (0: none).
-        discrete_images: images of the refine part for that.
+        discrete_images: images for that.
     """
 
     def __init__(

@@ -45,7 +45,7 @@ class MeanFieldSchedule(Schedule):
     """Sampled options; logits follow their measured effects, at a falling entropy.
 
     See :class:`dqss.lit.mean_field.MeanField`; a learning rate is not used. Not of the paper: our
-    own way, the default since it found the best strategies in ``experiments/cifar_resnet20``.
+    own way; ``experiments/cifar_resnet20`` compares it with the others.
 
     Attributes:
         entropy, final_entropy: mean entropy of the decisions after the first and the last step,

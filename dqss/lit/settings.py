@@ -28,7 +28,7 @@ class PTQSettings:
         oracle: measure every uniform strategy on the validation data, not only the finalists.
         max_minutes: limit on the wall clock; the best so far is exported.
         checkpoint_every: steps.
-        discrete_every, discrete_images: how often, and on how much of the refine part, the
+        discrete_every, discrete_images: how often, and on how many images, the
             history measures the discrete network (0: never).
     """
 

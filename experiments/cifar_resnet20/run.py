@@ -30,7 +30,7 @@ from dqss.samples import Samples
 from dqss.search_spaces.studies import eight
 from dqss.supernet import Assignment, Supernet
 from dqss.uniform import uniform_assignments
-from experiments.harness import HeldOut, Table, drawn, greedy, layer_mse, quiet
+from experiments.harness import HeldOut, Table, drawn, greedy, layer_mse, quiet, summarize
 
 HERE = Path(__file__).parent
 COLUMNS = ("bits", "seed", "row", "kl", "top1", "dev_kl", "evaluations", "seconds")
@@ -150,14 +150,17 @@ def searched(study: Study, bits: int, seed: int, name: str) -> Iterator[Row]:
 def main() -> None:
     """Compute the rows that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 6])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--schedules", nargs="*", default=list(SCHEDULES), choices=list(SCHEDULES))
     parser.add_argument("--without", nargs="*", default=[], choices=BASELINES, help="baselines to leave out")
     parser.add_argument("--out", type=Path, default=HERE / "results.csv")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
     arguments = parser.parse_args()
+    if arguments.summary:
+        return summarize(arguments.out, ("bits", "row"), ("kl", "top1", "dev_kl", "evaluations"))
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=3)
     study = Study(arguments.data, PTQSettings(discrete_every=0))
