@@ -29,13 +29,10 @@ HERE = Path(__file__).parent
 NAMES = {"mobilenet": "mobilenetv2_100", "efficientnet": "tf_efficientnet_lite0"}
 BITS = {"W8A8": (8, 8), "W6A6": (6, 6), "W4A8": (4, 8)}
 COLUMNS = (
-    "network", "bits", "seed", "row", "kl", "top1", "gain", "gain_low", "gain_high", "evaluations", "seconds",
+    "network", "bits", "seed", "steps", "row", "kl", "top1", "gain", "gain_low", "gain_high", "evaluations",
+    "seconds",
     "name",
 )  # fmt: skip
-STEPS = 300
-"""Half of the default: an image of 224 pixels is dear on two cores."""
-FIRST, FINALISTS = 50, 12
-"""Uniform pairs: all 64 on so many images, then so many of them on all 300."""
 
 
 class Network:
@@ -66,11 +63,11 @@ def diagonal(space: SearchSpace) -> dict[str, str]:
 Found = tuple[str, Quality, int, float, str]
 
 
-def rows(network: Network, bits: tuple[int, int], seed: int, oracle: bool) -> Iterator[Found]:
+def rows(network: Network, bits: tuple[int, int], settings: PTQSettings, seed: int) -> Iterator[Found]:
     """The search, its contenders, and what else one could have done."""
     space, held_out = eight(*bits), network.held_out
     started = time.perf_counter()
-    result = search_ptq(network.model, network.samples, space, PTQSettings(steps=STEPS), seed=seed)
+    result = search_ptq(network.model, network.samples, space, settings, seed=seed)
     seconds, evaluations = time.perf_counter() - started, result.metrics["evaluations"]
     outcome, supernet = result.discretized, result.supernet
     uniform = uniform_assignments(supernet)
@@ -82,9 +79,6 @@ def rows(network: Network, bits: tuple[int, int], seed: int, oracle: bool) -> It
         yield row, held_out.measure(supernet, outcome.assignments[name]), evaluations, seconds, name
     for row, name in diagonal(space).items():
         yield row, held_out.measure(supernet, uniform[name]), 0, 0.0, name
-    if oracle:
-        name = held_out.best(supernet, uniform, FIRST, FINALISTS)
-        yield "oracle_uniform", held_out.measure(supernet, uniform[name]), 0, 0.0, name
 
 
 def main() -> None:
@@ -95,31 +89,30 @@ def main() -> None:
     parser.add_argument("--efficientnet", type=Path, help="efficientnet-lite0-57934424.pth")
     parser.add_argument("--bits", nargs="+", default=list(BITS), choices=list(BITS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--oracle", action="store_true", help="also the uniform pair best on held-out images")
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--out", type=Path, default=HERE / "results.csv")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     quiet(arguments.threads)
-    table = Table(arguments.out, COLUMNS, keys=4)
-    last = "oracle_uniform" if arguments.oracle else "uniform aciq_laplace"
+    table = Table(arguments.out, COLUMNS, keys=5)
+    settings = PTQSettings(steps=arguments.steps)
     for name in NAMES:
         checkpoint = getattr(arguments, name)
         missing = [
             (bits, seed)
             for bits in arguments.bits
             for seed in arguments.seeds
-            if not table.has(name, bits, seed, last)
+            if not table.has(name, bits, seed, settings.steps, "uniform aciq_laplace")
         ]
         network = Network(name, checkpoint, arguments.data) if checkpoint and missing else None
         for bits, seed in missing if network else ():
             best: Quality | None = None
-            for row, found, evaluations, seconds, chosen in rows(network, BITS[bits], seed, arguments.oracle):
+            for row, found, evaluations, seconds, chosen in rows(network, BITS[bits], settings, seed):
                 best = best or found
-                if not table.has(name, bits, seed, row):
+                if not table.has(name, bits, seed, settings.steps, row):
                     gain = found.gain_over(best)
-                    table.add(
-                        name, bits, seed, row, found.kl, found.top1, *gain, evaluations, seconds, chosen
-                    )
+                    key = (name, bits, seed, settings.steps, row)
+                    table.add(*key, found.kl, found.top1, *gain, evaluations, seconds, chosen)
 
 
 if __name__ == "__main__":
