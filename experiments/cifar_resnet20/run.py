@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dqss.discretize import RefineSettings
 from dqss.lit.schedules import GumbelSchedule, MeanFieldSchedule, Schedule, SoftmaxSchedule
 from dqss.lit.search import SearchResult, build, search_ptq
 from dqss.lit.settings import PTQSettings
@@ -64,6 +65,10 @@ class Study:
 
     def __init__(self, data: Path, settings: PTQSettings) -> None:
         self.data, self.settings = data, settings
+        # Of rows that were made with other settings than the usual.
+        confidence, steps = settings.refine.confidence, settings.steps
+        self.suffix = "" if confidence == RefineSettings().confidence else f"_{confidence:g}se"
+        self.suffix += "" if steps == PTQSettings().steps else f"_{steps}"
         self.model: nn.Module = cifar_resnet(checkpoint=str(data / "resnet20-12fca82f.th")).module
         images, labels = read(data / "test_jpeg.npz")
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -144,6 +149,7 @@ def searched(study: Study, bits: int, seed: int, name: str) -> Iterator[Row]:
     assignments = result.discretized.assignments
     rows = {"argmax": "argmax", "refined": "refined", "exported": result.discretized.exported}
     for row, chosen in rows.items():
+        row += study.suffix
         yield f"{name}_{row}", *study.measure(result.supernet, assignments[chosen]), evaluations, seconds
 
 
@@ -155,6 +161,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--schedules", nargs="*", default=list(SCHEDULES), choices=list(SCHEDULES))
     parser.add_argument("--without", nargs="*", default=[], choices=BASELINES, help="baselines to leave out")
+    parser.add_argument("--confidence", type=float, default=RefineSettings().confidence)
+    parser.add_argument("--steps", type=int, default=PTQSettings().steps)
     parser.add_argument("--out", type=Path, default=HERE / "results.csv")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
@@ -163,14 +171,16 @@ def main() -> None:
         return summarize(arguments.out, ("bits", "row"), ("kl", "top1", "dev_kl", "evaluations"))
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=3)
-    study = Study(arguments.data, PTQSettings(discrete_every=0))
+    refine = RefineSettings(confidence=arguments.confidence)
+    study = Study(arguments.data, PTQSettings(steps=arguments.steps, discrete_every=0, refine=refine))
     for bits in arguments.bits:
         for seed in arguments.seeds:
 
             def missing(row: str, bits: int = bits, seed: int = seed) -> bool:
                 return not table.has(bits, seed, row) and row not in arguments.without
 
-            runs = [searched(study, bits, seed, n) for n in arguments.schedules if missing(f"{n}_exported")]
+            last = f"exported{study.suffix}"
+            runs = [searched(study, bits, seed, n) for n in arguments.schedules if missing(f"{n}_{last}")]
             if any(missing(row) for row in BASELINES):
                 runs.append(baselines(study, bits, seed, missing))
             for run in runs:
