@@ -251,7 +251,7 @@ def test_three_evaluations_a_probe_are_counted(count: int) -> None:
         search_ptq(model, inputs, space_of("minmax", other), QUICK).metrics["evaluations"]
         for other in ("hessian", "mse")
     ]
-    known = count - round(PTQSettings().parts[2] * count)
+    known = count - round(PTQSettings().parts[1] * count)
     assert spent[0] - spent[1] == 3 * min(PROBES, known)
 
 

@@ -23,7 +23,7 @@ from dqss.models.factory import timm_model
 from dqss.search_spaces.studies import eight
 from dqss.space import SearchSpace
 from dqss.uniform import pair_name, uniform_assignments
-from experiments.harness import HeldOut, Quality, Table, quiet
+from experiments.harness import HeldOut, Quality, Table, quiet, summarize
 
 HERE = Path(__file__).parent
 NAMES = {"mobilenet": "mobilenetv2_100", "efficientnet": "tf_efficientnet_lite0"}
@@ -84,7 +84,7 @@ def rows(network: Network, bits: tuple[int, int], settings: PTQSettings, seed: i
 def main() -> None:
     """Compute the runs that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--mobilenet", type=Path, help="mobilenet_v2-b0353104.pth")
     parser.add_argument("--efficientnet", type=Path, help="efficientnet-lite0-57934424.pth")
     parser.add_argument("--bits", nargs="+", default=list(BITS), choices=list(BITS))
@@ -92,7 +92,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--out", type=Path, default=HERE / "results.csv")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
     arguments = parser.parse_args()
+    if arguments.summary:
+        shown = ("kl", "top1", "gain", "gain_low", "gain_high", "evaluations")
+        return summarize(arguments.out, ("network", "bits", "steps", "row"), shown)
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=5)
     settings = PTQSettings(steps=arguments.steps)
