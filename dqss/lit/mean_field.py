@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from dqss.decision import Decision
 from dqss.effects import logits_of_entropy, potentials
+from dqss.errors import NonFiniteError
 
 
 class MeanField(Optimizer):
@@ -78,6 +79,12 @@ class MeanField(Optimizer):
         state["step"] += 1
         gradient = decision.logits.grad
         if gradient is not None:
+            if not bool(torch.isfinite(gradient).all()):
+                # It would stay in the sums for good, and every choice would be left to chance.
+                raise NonFiniteError(
+                    f"the gradient of decision {decision.name!r} is NaN or infinite at step "
+                    f"{int(state['step']) - 1}: skip its layer in the search space, or use another loss"
+                )
             state["sums"][place] += gradient - gradient[place]
             state["counts"][place] += 1
 

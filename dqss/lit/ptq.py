@@ -114,7 +114,9 @@ class PTQSearch(pl.LightningModule):
             None if targets is None else targets.to(self.device),
         )
         if not torch.isfinite(loss):
-            raise NonFiniteError(f"search loss is {loss.item()} at step {step}; lower method.learning_rate")
+            raise NonFiniteError(
+                f"search loss is {loss.item()} at step {step}; with Adam, lower method.learning_rate"
+            )
         self.evaluator.meter.backward(len(indices))
         entropies = torch.stack([decision.entropy() for decision in self.supernet.decisions.values()])
         entropy = entropies.mean()

@@ -188,7 +188,7 @@ def build(
     if len(samples) < 2:
         raise DataError(f"{len(samples)} calibration inputs: at least 2 are needed")
     searched, selected = split(len(samples), settings.parts, seed)
-    # Refinement measures discrete networks, which a search does not fit to its images: they share.
+    # Shared: more images for both did more than disjoint ones (experiments/cifar_resnet20).
     parts = {"search": searched, "refine": searched, "select": selected}
     size = settings.batch_size if samples.uniform else 1
     known = sorted(searched)

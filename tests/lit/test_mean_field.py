@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dqss.decision import Decision, Sampled
 from dqss.effects import logits_of_entropy, potentials
-from dqss.errors import UserError
+from dqss.errors import NonFiniteError, UserError
 from dqss.lit.mean_field import MeanField
 from dqss.lit.schedules import MeanFieldSchedule
 
@@ -143,6 +143,16 @@ def test_entropy_falls_as_the_schedule_says() -> None:
         shares = [float(d.entropy().detach()) / math.log(len(d.options)) for d in problem.decisions]
         wanted = 0.9 + (0.1 - 0.9) * (step + 1) / steps
         assert sum(shares) / 3 == pytest.approx(wanted, abs=2e-3)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_no_number_stops_it(bad: float) -> None:
+    problem = Quadratic((3, 2), seed=0)
+    optimizer = MeanField(problem.decisions, lambda done: 0.5)
+    problem.run(optimizer, 2)
+    problem.decisions[1].logits.grad = torch.tensor([bad, 0.0])
+    with pytest.raises(NonFiniteError, match="decision 'd1' is NaN or infinite at step 2"):
+        optimizer.step()
 
 
 def test_memory_is_a_share_of_the_steps() -> None:

@@ -168,7 +168,7 @@ def test_a_checkpoint_holds_what_learns_and_nothing_of_the_network() -> None:
 def test_a_loss_that_is_no_number_stops_the_search() -> None:
     module = search(SoftmaxSchedule())
     module.loss = lambda output, reference, targets: output.sum() * float("nan")
-    with pytest.raises(NonFiniteError, match=r"nan at step 0; lower method\.learning_rate"):
+    with pytest.raises(NonFiniteError, match=r"nan at step 0; with Adam, lower method\.learning_rate"):
         fit(module)
 
 
