@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import inf, isnan
+from math import inf, isfinite, isnan
 from statistics import stdev
 
 from dqss.errors import UserError
@@ -122,9 +122,13 @@ def _try(
     """Distances of ``trial`` on the ``refine`` part if it is better than ``best``, otherwise None."""
     if settings.screen < len(best):
         few = evaluator.measure_each(trial, "refine", settings.screen)
-        if _mean(few) >= _mean(best[: settings.screen]):
+        if not _mean(few) < _finite(_mean(best[: settings.screen])):  # nor if it is NaN
             return None
     each = evaluator.measure_each(trial, "refine")
+    if not isfinite(_mean(each)):
+        return None
+    if not isfinite(_mean(best)):
+        return each
     gains = [before - after for before, after in zip(best, each, strict=True)]
     error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
     return each if _mean(gains) > settings.confidence * error else None

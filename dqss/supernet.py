@@ -279,8 +279,11 @@ class Supernet(nn.Module):
         if self.space.products:
             self.space.check([*self._infos, *search.infos()])
         self.products = search.attach()
-        self.coverage.skipped += search.skipped()
-        left = self.coverage.hidden_products if self.space.products else self.coverage.products
-        left += search.left()
+        skipped = self.coverage.skipped
+        skipped += [name for name in search.skipped() if name not in skipped]
+        if self.space.products:
+            self.coverage.hidden_products = search.left()
+        else:
+            self.coverage.products = search.left()
         if not (self.layers or self.products):
             raise SearchSpaceError("none of the layers under search is used by the calibration inputs")

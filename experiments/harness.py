@@ -25,6 +25,10 @@ def quiet(threads: int) -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
 
+CPU = {"accelerator": "cpu"}
+"""Trainer of every search in a study: held-out images are on the CPU, and rows must not mix devices."""
+
+
 class Table:
     """A csv file that grows row by row; rows that are there need not be computed again.
 

@@ -113,6 +113,19 @@ def test_a_gain_within_chance_is_not_kept(spread: float, kept: bool) -> None:
     assert found == {"d0": 1}
 
 
+@pytest.mark.parametrize("screen", [100, 10])
+def test_refinement_leaves_what_is_no_number_and_takes_nothing_that_is_none(screen: int) -> None:
+    """Option 0 overflows, option 1 gives NaN on some image, option 2 is fine."""
+    landscape: Any = Landscape(0, decisions=1, options=3)
+    each = {0: [float("inf")] * 100, 1: [0.1] * 99 + [float("nan")], 2: [0.5 + k / 1000 for k in range(100)]}
+    landscape.measure_each = lambda found, part, count=None: each[found["d0"]][:count]
+    landscape.first_order = lambda *_: {"d0": torch.tensor([0.0, -2.0, -1.0])}
+    settings = RefineSettings(screen=screen, passes=9)
+    assert refine(landscape, {"d0": 0}, settings)[0] == {"d0": 2}
+    landscape.first_order = lambda *_: {"d0": torch.tensor([-1.0, -2.0, 0.0])}
+    assert refine(landscape, {"d0": 2}, settings) == ({"d0": 2}, [])
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_exported_is_never_worse_than_best_uniform_on_selection(seed: int) -> None:
     landscape: Any = Landscape(seed, pairwise=2.0)

@@ -14,6 +14,9 @@ from dqss.decision import Decision, Relaxation, Sampled, Softmax, StraightThroug
 from dqss.errors import UserError
 from dqss.lit.mean_field import MeanField
 
+SHORTEST_MEMORY = 0.1
+"""With less, options that were not drawn for long would have next to no weight in the fit."""
+
 
 class Schedule(ABC):
     """Relaxation, entropy penalty and optimizer of a search of so many steps.
@@ -62,8 +65,10 @@ class MeanFieldSchedule(Schedule):
         for name, value in (("entropy", self.entropy), ("final_entropy", self.final_entropy)):
             if not 0 < value <= 1:
                 raise UserError(f"schedule.{name}={value}: expected a share in 0..1, above 0")
-        if not 0 < self.memory < math.inf:
-            raise UserError(f"schedule.memory={self.memory}: expected a share of the steps, above 0")
+        if not SHORTEST_MEMORY <= self.memory < math.inf:
+            raise UserError(
+                f"schedule.memory={self.memory}: expected a share of the steps, {SHORTEST_MEMORY} or more"
+            )
 
     def relaxation(self, progress: float) -> Relaxation:
         """See :meth:`Schedule.relaxation`."""

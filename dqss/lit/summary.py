@@ -113,7 +113,13 @@ def _expected_evaluations(count: int, uniform: int, settings: PTQSettings) -> in
     search, select = (round(share * count) for share in settings.parts)
     batch = min(settings.batch_size, max(search, 1))
     screening = uniform * 16 * 3
-    return int(search + 3 * settings.steps * batch + settings.refine.passes * search + screening + 6 * select)
+    return int(
+        search
+        + 3 * settings.steps * batch
+        + settings.refine.passes * search
+        + screening
+        + (settings.finalists + 3) * select
+    )
 
 
 def _options(quantizer: MixedQuantizer | None) -> str:

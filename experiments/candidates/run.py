@@ -17,7 +17,7 @@ from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.search_spaces import studies
 from experiments.cifar_resnet20.run import Study
-from experiments.harness import Table, quiet, summarize
+from experiments.harness import CPU, Table, quiet, summarize
 
 HERE = Path(__file__).parent
 SPACES = {"two": studies.two, "eight": studies.eight, "sixteen": studies.sixteen}
@@ -38,7 +38,7 @@ def row(study: Study, bits: int, space: str, seed: int) -> tuple[float, float, f
     """A search among the candidates of ``space``."""
     started = time.perf_counter()
     calibration = study.calibration(seed)
-    result = search_ptq(study.model, calibration, SPACES[space](bits), study.settings, seed=seed)
+    result = search_ptq(study.model, calibration, SPACES[space](bits), study.settings, seed=seed, trainer=CPU)
     seconds, outcome = time.perf_counter() - started, result.discretized
     assert outcome.best_uniform is not None
     found, uniform = (
@@ -61,6 +61,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.summary:
         return summarize(arguments.out, COLUMNS[:2], COLUMNS[3:-1])
+    if arguments.data is None:
+        parser.error("--data FOLDER is needed")
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=3)
     study = Study(arguments.data, PTQSettings(discrete_every=0))

@@ -31,7 +31,7 @@ from dqss.samples import Samples
 from dqss.search_spaces.studies import eight
 from dqss.supernet import Assignment, Supernet
 from dqss.uniform import uniform_assignments
-from experiments.harness import HeldOut, Table, drawn, greedy, layer_mse, quiet, summarize
+from experiments.harness import CPU, HeldOut, Table, drawn, greedy, layer_mse, quiet, summarize
 
 HERE = Path(__file__).parent
 COLUMNS = ("bits", "seed", "row", "kl", "top1", "dev_kl", "evaluations", "seconds")
@@ -97,7 +97,8 @@ class Study:
     def search(self, bits: int, seed: int, schedule: Schedule) -> SearchResult:
         """The whole search, as a user would run it."""
         settings = replace(self.settings, schedule=schedule)
-        return search_ptq(self.model, self.calibration(seed), eight(bits), settings, seed=seed)
+        calibration = self.calibration(seed)
+        return search_ptq(self.model, calibration, eight(bits), settings, seed=seed, trainer=CPU)
 
     def measure(self, supernet: Supernet, assignment: Assignment) -> tuple[float, float, float]:
         """Divergence and top-1 on what reports, and divergence on what chooses."""
@@ -169,6 +170,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.summary:
         return summarize(arguments.out, ("bits", "row"), ("kl", "top1", "dev_kl", "evaluations"))
+    if arguments.data is None:
+        parser.error("--data FOLDER is needed")
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=3)
     refine = RefineSettings(confidence=arguments.confidence)

@@ -23,7 +23,7 @@ from dqss.models.factory import timm_model
 from dqss.search_spaces.studies import eight
 from dqss.space import SearchSpace
 from dqss.uniform import pair_name, uniform_assignments
-from experiments.harness import HeldOut, Quality, Table, quiet, summarize
+from experiments.harness import CPU, HeldOut, Quality, Table, quiet, summarize
 
 HERE = Path(__file__).parent
 NAMES = {"mobilenet": "mobilenetv2_100", "efficientnet": "tf_efficientnet_lite0"}
@@ -54,7 +54,10 @@ class Network:
 
 
 def diagonal(space: SearchSpace) -> dict[str, str]:
-    """The uniform strategies with one algorithm for weights and inputs, by its name."""
+    """The uniform strategies with one algorithm for weights and inputs, by its name for weights.
+
+    Percentiles are paired by their place in the lists: 99 for weights goes with 99.9 for inputs.
+    """
     (rule,) = space.rules
     pairs = zip(rule.weight, rule.activation, strict=True)
     return {f"uniform {weight.method}": pair_name(weight, activation) for weight, activation in pairs}
@@ -67,7 +70,7 @@ def rows(network: Network, bits: tuple[int, int], settings: PTQSettings, seed: i
     """The search, its contenders, and what else one could have done."""
     space, held_out = eight(*bits), network.held_out
     started = time.perf_counter()
-    result = search_ptq(network.model, network.samples, space, settings, seed=seed)
+    result = search_ptq(network.model, network.samples, space, settings, seed=seed, trainer=CPU)
     seconds, evaluations = time.perf_counter() - started, result.metrics["evaluations"]
     outcome, supernet = result.discretized, result.supernet
     uniform = uniform_assignments(supernet)
@@ -97,6 +100,8 @@ def main() -> None:
     if arguments.summary:
         shown = ("kl", "top1", "gain", "gain_low", "gain_high", "evaluations")
         return summarize(arguments.out, ("network", "bits", "steps", "row"), shown)
+    if arguments.data is None:
+        parser.error("--data FOLDER is needed")
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=5)
     settings = PTQSettings(steps=arguments.steps)

@@ -20,7 +20,7 @@ from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.search_spaces.studies import eight
 from experiments.cifar_resnet20.run import Study
-from experiments.harness import Table, quiet
+from experiments.harness import CPU, Table, quiet
 
 HERE = Path(__file__).parent
 COLUMNS = ("bits", "images", "subset", "kl", "top1", "best_uniform_kl", "evaluations", "exported", "options")
@@ -29,7 +29,8 @@ COLUMNS = ("bits", "images", "subset", "kl", "top1", "best_uniform_kl", "evaluat
 
 def row(study: Study, bits: int, images: int, subset: int) -> tuple[float, float, float, int, str, str]:
     """A search on ``images`` of one subset; the seed of the search is always the same."""
-    result = search_ptq(study.model, study.calibration(subset, images), eight(bits), study.settings, seed=0)
+    calibration = study.calibration(subset, images)
+    result = search_ptq(study.model, calibration, eight(bits), study.settings, seed=0, trainer=CPU)
     outcome = result.discretized
     chosen = outcome.assignments[outcome.exported]
     found = study.held_out.measure(result.supernet, chosen)
@@ -47,6 +48,9 @@ def summary(path: Path) -> None:
         for found in csv.DictReader(file):
             groups[found["bits"], found["images"]].append(found)
     for (bits, images), rows in groups.items():
+        if len(rows) < 2:
+            print(f"W{bits}A{bits} {images:>3} images: one subset, nothing to compare it with")
+            continue
         kl, top1, uniform = ([float(r[c]) for r in rows] for c in ("kl", "top1", "best_uniform_kl"))
         pairs = list(itertools.combinations([r["options"] for r in rows], 2))
         same = [sum(a == b for a, b in zip(*pair, strict=True)) / len(pair[0]) for pair in pairs]
@@ -70,6 +74,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.summary:
         return summary(arguments.out)
+    if arguments.data is None:
+        parser.error("--data FOLDER is needed")
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=3)
     study = Study(arguments.data, PTQSettings(discrete_every=0))

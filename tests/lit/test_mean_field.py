@@ -162,6 +162,11 @@ def test_memory_is_a_share_of_the_steps() -> None:
         assert made.param_groups[0]["memory"] == pytest.approx(factor)
 
 
+def test_a_memory_too_short_for_the_fit_is_refused() -> None:
+    with pytest.raises(UserError, match=r"schedule.memory=0.05: expected a share of the steps, 0.1 or more"):
+        MeanFieldSchedule(memory=0.05)
+
+
 @pytest.mark.parametrize("field", ["entropy", "final_entropy", "memory"])
 @pytest.mark.parametrize("bad", [0.0, -0.1, math.inf, math.nan])
 def test_shares_out_of_range_are_refused(field: str, bad: float) -> None:

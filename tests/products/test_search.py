@@ -372,6 +372,8 @@ def test_without_the_option_they_are_listed() -> None:
     assert not supernet.products and not supernet.coverage.hidden_products
     assert supernet.coverage.products == ["product0", "product1"]
     assert type(supernet.model) is Block
+    supernet.calibrate([torch.randn(2, 5, WIDTH)])  # once more
+    assert supernet.coverage.products == ["product0", "product1"]
     assert calibrated(cnn(), images(2)).coverage.products == []
 
 
