@@ -108,13 +108,21 @@ def _largest(values: Tensor) -> int:
 class Decision(KeepsPrecision):
     """A named choice among K options with one architecture logit each.
 
+    Options may turn out to be *alike*: two percentiles of nine values are the same number. What is
+    learned and said about such options is about the outcome that they share.
+
     Args:
         name: unique in a supernet; what reports and strategies call it.
         options: what is chosen among; any hashable descriptions.
+
+    Attributes:
+        outcome: ``[K]`` int64, the number of the outcome that each option leads to.
+        outcomes: how many different ones there are.
     """
 
     logits: nn.Parameter
     noise: Tensor
+    outcome: Tensor
 
     def __init__(self, name: str, options: Sequence[Hashable]) -> None:
         super().__init__()
@@ -124,6 +132,8 @@ class Decision(KeepsPrecision):
         self.options = tuple(options)
         self.logits = nn.Parameter(torch.zeros(len(self.options), dtype=torch.float32))
         self.register_buffer("noise", torch.zeros(len(self.options)), persistent=False)
+        self.register_buffer("outcome", torch.arange(len(self.options)), persistent=False)
+        self.outcomes = len(self.options)
         self.relaxation: Relaxation = Softmax()
         self.assigned: int | None = None
 
@@ -135,6 +145,24 @@ class Decision(KeepsPrecision):
         """Draw this step's Gumbel noise from ``generator`` (on the CPU, so that devices agree)."""
         uniform = torch.rand(len(self.options), generator=generator).clamp_(1e-20, 1 - 1e-7)
         self.noise.copy_(-torch.log(-torch.log(uniform)))
+
+    def recognize(self, outcome: Sequence[Hashable]) -> None:
+        """Say which options lead to the same outcome: those with equal keys, in the order of options."""
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(outcome))}
+        self.outcome.copy_(torch.tensor([numbers[key] for key in outcome]))
+        self.outcomes = len(numbers)
+
+    @torch.no_grad()
+    def set_outcomes(self, logits: Tensor) -> None:
+        """Set the logits so that ``softmax(logits)`` is the distribution of the outcomes.
+
+        Options that are alike share the probability of their outcome.
+
+        Args:
+            logits: ``[C]``, one for each outcome.
+        """
+        share = self._by_outcome(torch.ones_like(self.logits)).log().to(logits)
+        self.logits.copy_((logits - share)[self.outcome])
 
     @property
     def choice(self) -> int:
@@ -148,18 +176,27 @@ class Decision(KeepsPrecision):
         return self.relaxation.place(self.logits.float(), self.noise.float())
 
     def probabilities(self) -> list[float]:
-        """``softmax(logits)``, without relaxation or noise."""
-        return cast("list[float]", torch.softmax(self.logits.detach().double(), dim=0).tolist())
+        """``softmax(logits)``, without relaxation or noise; options that are alike share theirs."""
+        shared = self._by_outcome(torch.softmax(self.logits.detach().double(), dim=0))
+        return cast("list[float]", shared[self.outcome].tolist())
 
     def entropy(self) -> Tensor:
-        """Entropy of :meth:`probabilities` in nats, differentiable."""
+        """Entropy of the outcome in nats, differentiable."""
         log_p = torch.log_softmax(self.logits.float(), dim=0)
-        return -(log_p.exp() * log_p).sum()
+        if self.outcomes == len(self.options):
+            return -(log_p.exp() * log_p).sum()
+        p = self._by_outcome(log_p.exp())
+        return -torch.xlogy(p, p).sum()
 
     def margin(self) -> float:
-        """Probability of the best option minus that of the second best; 1 where there is but one."""
-        ordered = sorted(self.probabilities(), reverse=True)
-        return ordered[0] - ordered[1] if len(ordered) > 1 else 1.0
+        """Probability of the best outcome minus that of the second best; 1 where there is but one."""
+        p = self._by_outcome(torch.softmax(self.logits.detach().double(), dim=0))
+        ordered = sorted(p.tolist(), reverse=True)
+        return float(ordered[0] - ordered[1]) if len(ordered) > 1 else 1.0
+
+    def _by_outcome(self, values: Tensor) -> Tensor:
+        """Sums of ``[K]`` over the options of each outcome."""
+        return values.new_zeros(self.outcomes).index_add(0, self.outcome, values)
 
     def extra_repr(self) -> str:
         """Name and number of options, for ``print(supernet)``."""

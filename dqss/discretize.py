@@ -43,9 +43,11 @@ class Discretized:
 
     Attributes:
         assignments: by name: ``argmax``, ``refined``, and the uniform finalists.
-        selection: mean distance of each on the selection part.
-        exported: ``refined``, or the uniform strategy that is better on the selection part.
-        best_uniform: name of the best uniform finalist, None where no uniform strategy exists.
+        selection: mean distance on the selection part of ``argmax``, ``refined`` and the best
+            uniform one.
+        exported: ``refined``, or the best uniform strategy if that is better on the selection part.
+        best_uniform: name of the uniform strategy that is best on the part that is searched on;
+            None where no uniform strategy exists.
     """
 
     assignments: dict[str, Assignment]
@@ -64,17 +66,20 @@ def discretize(
 ) -> Discretized:
     """Choose, refine, and compare on the selection part, which nothing has touched before.
 
-    The exported assignment is never worse there than the best uniform one.
+    The exported assignment is never worse there than the best uniform one. That one is chosen on
+    the part that is searched on, like the searched one: of several measured on the selection part
+    the luckiest would win, and its luck would be counted for it.
     """
     argmax = evaluator.supernet.argmax()
     refined, changes = refine(evaluator, argmax, settings, out_of_time)
     names = screen(evaluator, uniform, finalists) if uniform else []
+    best_uniform = names[0] if names else None
     contenders: dict[str, Assignment] = {"refined": refined, "argmax": argmax}
     contenders.update({name: uniform[name] for name in names})
-    selection = {name: evaluator.measure(found, "select") for name, found in contenders.items()}
+    measured = ("refined", "argmax", *names[:1])
+    selection = {name: evaluator.measure(contenders[name], "select") for name in measured}
     # Between argmax and refined the larger part has spoken already, and by more than chance.
-    exported = min(("refined", *names), key=lambda name: _finite(selection[name]))
-    best_uniform = min(names, key=lambda name: _finite(selection[name])) if names else None
+    exported = min(("refined", *names[:1]), key=lambda name: _finite(selection[name]))
     return Discretized(contenders, selection, exported, best_uniform, changes)
 
 
@@ -139,7 +144,10 @@ def _proposals(evaluator: Evaluator, current: Assignment, alternatives: int) -> 
     effects = evaluator.first_order(current, "refine")
     ranked: list[tuple[float, str, int]] = []
     for name, effect in effects.items():
-        order = [index for index in effect.argsort().tolist() if index != current[name]]
+        outcome = evaluator.supernet.decisions[name].outcome.tolist()
+        # The first of each outcome, but for the one that is in place.
+        first = [outcome.index(number) for number in set(outcome) - {outcome[current[name]]}]
+        order = sorted(first, key=effect.tolist().__getitem__)
         ranked += [(float(effect[index]), name, index) for index in order[:alternatives]]
     return [(name, index) for _, name, index in sorted(ranked)]
 

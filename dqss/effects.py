@@ -26,7 +26,12 @@ import torch
 from torch import Tensor
 
 ONE_SIDED = 0.05
-"""Weight of a pair seen from one side only, in samples of a pair seen from both: a guess to go by."""
+"""Least weight of a pair, in samples of a pair seen from both sides: that of a pair seen from one only.
+
+What is known of a pair may be old, and its weight next to nothing, but it is better than a guess.
+"""
+SEEN = 1e-6
+"""Weight below which an option counts as never seen: the past fades by a factor each step."""
 
 
 def potentials(sums: Tensor, counts: Tensor) -> Tensor:
@@ -41,7 +46,7 @@ def potentials(sums: Tensor, counts: Tensor) -> Tensor:
         ``[D, K]`` fp64 in units of the loss, of mean zero; all zero where nothing was sampled yet.
     """
     sums, counts = sums.double(), counts.double()
-    seen = counts > 0
+    seen = counts > SEEN
     there = torch.where(seen[..., None], sums / counts.where(seen, 1.0)[..., None], 0.0)
     back = -there.transpose(-1, -2)
     from_here, from_there = seen[..., None], seen[..., None, :]
@@ -50,7 +55,7 @@ def potentials(sums: Tensor, counts: Tensor) -> Tensor:
     # The variance of a difference is that of two means; twice the weight of n and n samples is n.
     total = counts[..., None] + counts[..., None, :]
     weight = 2 * counts[..., None] * counts[..., None, :] / total.where(total > 0, 1.0)
-    weight = torch.where(both, weight, ONE_SIDED * (from_here | from_there))
+    weight = torch.where(both, weight.clamp(min=ONE_SIDED), ONE_SIDED * (from_here | from_there))
     weight = weight * (1 - torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device))
     laplacian = torch.diag_embed(weight.sum(-1)) - weight
     # Adding ones picks the solution of mean zero; a decision that was never sampled gets an identity.
@@ -59,19 +64,40 @@ def potentials(sums: Tensor, counts: Tensor) -> Tensor:
     return solution[..., 0]
 
 
+def pool(sums: Tensor, counts: Tensor, outcome: Tensor, outcomes: int) -> tuple[Tensor, Tensor]:
+    """What was learned of K options, as what is known of their C outcomes.
+
+    Args:
+        sums: ``[K, K]``, as for :func:`potentials`; options that are alike have equal gradients.
+        counts: ``[K]``.
+        outcome: ``[K]`` int64, the outcome of each option.
+        outcomes: C.
+
+    Returns:
+        ``[C, C]`` and ``[C]``.
+    """
+    members = (
+        torch.zeros(len(counts), outcomes)
+        .to(sums)
+        .index_put_((torch.arange(len(counts), device=sums.device), outcome), sums.new_ones(()))
+    )
+    return members.T @ sums @ (members / members.sum(0)), members.T @ counts
+
+
 def logits_of_entropy(effects: list[Tensor], entropy: float) -> list[Tensor]:
     """``-v / T`` for every decision, with the one temperature T that gives the entropy wanted.
 
     Args:
         effects: potentials ``[D, K]`` of decisions with K options, a tensor for each K.
-        entropy: mean over all decisions with more than one option of the entropy of
-            ``softmax(-v / T)``, as a share of ``log K``; in (0, 1).
+        entropy: mean over all decisions whose effects differ of the entropy of ``softmax(-v / T)``,
+            as a share of ``log K``; in (0, 1). The others stay open, whatever the temperature.
 
     Returns:
         Logits like ``effects``; zeros where the effects say nothing at all.
     """
-    several = [v for v in effects if v.shape[-1] > 1]
-    spread = max((float((v.amax(-1) - v.amin(-1)).max()) for v in several), default=0.0)
+    spreads = [v.amax(-1) - v.amin(-1) for v in effects]
+    several = [v[own > 0] for v, own in zip(effects, spreads, strict=True)]
+    spread = max((float(own.max()) for own in spreads if own.numel()), default=0.0)
     if not spread > 0:
         return [torch.zeros_like(v) for v in effects]
     low, high = math.log(spread) - 20 * math.log(10), math.log(spread) + 5 * math.log(10)
@@ -88,7 +114,7 @@ def logits_of_entropy(effects: list[Tensor], entropy: float) -> list[Tensor]:
 def _mean_entropy(effects: list[Tensor], temperature: float) -> float:
     """Of ``softmax(-v / temperature)``, as shares of ``log K``, over all decisions."""
     total, count = 0.0, 0
-    for v in effects:
+    for v in (v for v in effects if len(v)):
         log_p = torch.log_softmax(-v / temperature, dim=-1)
         total += float(-torch.xlogy(log_p.exp(), log_p.exp()).sum()) / math.log(v.shape[-1])
         count += len(v)

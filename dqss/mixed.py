@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from enum import Enum
 
@@ -32,7 +33,7 @@ class Mode(Enum):
     DISCRETE = "discrete"
 
 
-class MixedQuantizer(nn.Module):
+class MixedQuantizer(nn.Module, ABC):
     """Runs the mixture, or the choice, of a decision's candidates on one tensor.
 
     Args:
@@ -67,6 +68,17 @@ class MixedQuantizer(nn.Module):
     def idle(self) -> bool:
         """Whether it only hands on what it is given."""
         return self.mode is Mode.FLOAT
+
+    @abstractmethod
+    def alike(self, one: int, other: int) -> bool:
+        """Whether two candidates, once calibrated, give the same result to the bit, whatever comes."""
+
+    def outcome(self) -> list[int]:
+        """For each candidate the first one that it is alike."""
+        first: list[int] = []
+        for k in range(len(self.candidates)):
+            first.append(next((j for j in dict.fromkeys(first) if self.alike(j, k)), k))
+        return first
 
     def calibrate(self, stats: dict[Granularity, Statistics]) -> None:
         """Calibrate every candidate from the statistics of its granularity."""
@@ -125,6 +137,11 @@ class MixedActivation(MixedQuantizer):
         """Whether any floating-point input was seen while calibrating."""
         return bool(self._observed)
 
+    def alike(self, one: int, other: int) -> bool:
+        """See :meth:`MixedQuantizer.alike`: of the same grid."""
+        a, b = self[one].grid(), self[other].grid()
+        return a.spec == b.spec and torch.equal(a.scale, b.scale) and torch.equal(a.zero_point, b.zero_point)
+
     def finish_calibration(self) -> None:
         """Turn what was observed into parameters, and forget it."""
         self.calibrate({key: histogram.statistics() for key, histogram in self._observed.items()})
@@ -173,6 +190,10 @@ class MixedWeight(MixedQuantizer):
         if self._stack is None:
             raise RuntimeError(f"{self.decision.name} is not calibrated yet")
         return self._stack
+
+    def alike(self, one: int, other: int) -> bool:
+        """See :meth:`MixedQuantizer.alike`: of the same weights, from whatever grids."""
+        return torch.equal(self.stack.choose(one), self.stack.choose(other))
 
     @property
     def bytes(self) -> int:

@@ -254,6 +254,15 @@ class Supernet(nn.Module):
         for layer in self.layers.values():
             if layer.weight is not None:
                 layer.weight.freeze(original_weight(layer.module))
+        self._recognize()
+
+    def _recognize(self) -> None:
+        """Tell the decisions which options have come to the same; ties need it of all they rule."""
+        found: dict[str, list[list[int]]] = {}
+        for quantizer in self.quantizers():
+            found.setdefault(quantizer.decision.name, []).append(quantizer.outcome())
+        for name, decision in self.decisions.items():
+            decision.recognize(list(zip(*found[name], strict=True)))
 
     @property
     def needs_gradients(self) -> bool:

@@ -1,7 +1,7 @@
 """Uniform strategies: one weight and one activation algorithm for every layer (and product).
 
-They are what people use today, so they are what a searched strategy is compared with, and what
-it may never be worse than on the selection part.
+They are what people use today, so they are what a searched strategy is compared with; on the
+selection part it may never be worse than the best of them.
 """
 
 from __future__ import annotations
@@ -51,17 +51,19 @@ def pair_name(weight: Candidate | None, activation: Candidate | None) -> str:
 
 
 def screen(evaluator: Evaluator, uniform: dict[str, Assignment], finalists: int) -> list[str]:
-    """The names of the ``finalists`` best, by successive halving on the ``refine`` part.
+    """The names of the ``finalists`` best, by successive halving on the ``refine`` part. Best first.
 
-    All are measured on 16 images, the better quarter on four times as many, and so on: a tenth
-    of the cost of measuring all of them on everything. Best first.
+    All are measured on 16 images, the better quarter on four times as many, and so on; the last few
+    on all images. That is a tenth of the cost of measuring all of them on everything.
     """
     alive, count = list(uniform), FIRST_RUNG
     while True:
-        scores = {name: evaluator.measure(uniform[name], "refine", count) for name in alive}
+        last = len(alive) <= finalists or count >= len(evaluator.parts["refine"])
+        images = None if last else count
+        scores = {name: evaluator.measure(uniform[name], "refine", images) for name in alive}
         alive.sort(key=lambda name: inf if isnan(scores[name]) else scores[name])
-        if len(alive) <= finalists:
-            return alive
+        if last:
+            return alive[:finalists]
         alive = alive[: max(finalists, len(alive) // RUNG_FACTOR)]
         count *= RUNG_FACTOR
 

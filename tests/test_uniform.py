@@ -118,7 +118,7 @@ def test_screening_keeps_the_best_where_differences_are_large_and_costs_little()
     evaluator = Scored(truth, blur=0.1, images=1024)
     names = screen(evaluator, uniform, finalists=4)  # type: ignore[arg-type]
     assert names[0] == "0" and len(names) == 4
-    assert evaluator.calls == [16] * 64 + [64] * 16 + [256] * 4
+    assert evaluator.calls == [16] * 64 + [64] * 16 + [1024] * 4
     assert sum(evaluator.calls) * 10 < 64 * 1024
 
 

@@ -65,7 +65,7 @@ def measure_contenders(
     }.items():
         rows[row] = None if variant is None else _row(variant, selection, held_out)
     rows["finalists"] = {
-        name: _row(name, selection, held_out) for name in outcome.selection if name in uniform
+        name: _row(name, selection, held_out) for name in outcome.assignments if name in uniform
     }
     rows["distance"] = evaluator.distance.name
     rows["changes"] = outcome.changes

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dqss.decision import Decision
-from dqss.effects import logits_of_entropy, potentials
+from dqss.effects import logits_of_entropy, pool, potentials
 from dqss.errors import NonFiniteError
 
 
@@ -21,7 +21,8 @@ class MeanField(Optimizer):
     running average; the potentials ``v`` of :mod:`dqss.effects` follow from it, and every logit
     becomes ``-v / T``. The one temperature T of all decisions is what gives the mean entropy that
     is wanted at this step: choices that matter much settle early, the others meanwhile go on being
-    sampled. That is the stationary point of ``E[loss] - T entropy`` over independent decisions.
+    sampled. Decisions whose options all come to the same are left out of that mean. This is the
+    stationary point of ``E[loss] - T entropy`` over independent decisions.
     There is no learning rate, and the scale of the loss does not matter.
 
     Args:
@@ -58,17 +59,17 @@ class MeanField(Optimizer):
                 loss = closure()
         for decision in self.decisions:
             self._learn(decision)
-        by_size: dict[int, list[Tensor]] = {}
-        for logits in self._logits():
-            by_size.setdefault(len(logits), []).append(logits)
+        by_size: dict[int, list[Decision]] = {}
+        for decision in self.decisions:
+            by_size.setdefault(decision.outcomes, []).append(decision)
         effects = [
-            potentials(*(torch.stack([self.state[p][key] for p in group]) for key in ("sums", "counts")))
+            potentials(*(torch.stack(parts) for parts in zip(*map(self._known, group), strict=True)))
             for group in by_size.values()
         ]
         done = int(self.state[self.decisions[0].logits]["step"])
         for group, rows in zip(by_size.values(), logits_of_entropy(effects, self.entropy(done)), strict=True):
-            for logits, row in zip(group, rows, strict=True):
-                logits.copy_(row)
+            for decision, row in zip(group, rows, strict=True):
+                decision.set_outcomes(row)
         return loss
 
     def _learn(self, decision: Decision) -> None:
@@ -88,7 +89,14 @@ class MeanField(Optimizer):
             state["sums"][place] += gradient - gradient[place]
             state["counts"][place] += 1
 
-    def effects(self, decision: Decision) -> Tensor:
-        """What is known of a decision's options: ``[K]`` fp64, in units of the loss, of mean zero."""
+    def _known(self, decision: Decision) -> tuple[Tensor, Tensor]:
+        """Sums and counts of a decision's outcomes: options that are alike are learned of together."""
         state = self.state[decision.logits]
-        return potentials(state["sums"][None], state["counts"][None])[0]
+        if decision.outcomes == len(decision.options):
+            return state["sums"], state["counts"]
+        return pool(state["sums"], state["counts"], decision.outcome, decision.outcomes)
+
+    def effects(self, decision: Decision) -> Tensor:
+        """What is known of a decision's outcomes: ``[C]`` fp64, in units of the loss, of mean zero."""
+        sums, counts = self._known(decision)
+        return potentials(sums[None], counts[None])[0]

@@ -24,7 +24,8 @@ class PTQSettings:
         loss: what is minimized; None: the distance.
         parts: shares of the inputs for the search with its refinement, and for the selection.
         refine: how the argmax is re-decided.
-        finalists: uniform strategies that meet the searched ones on the selection part.
+        finalists: uniform strategies that are measured on all of the part that is searched on; the
+            best of them meets the searched one on the selection part.
         oracle: measure every uniform strategy on the validation data, not only the finalists.
         max_minutes: limit on the wall clock; the best so far is exported.
         checkpoint_every: steps.
@@ -40,7 +41,7 @@ class PTQSettings:
     loss: SearchLoss | None = None
     parts: tuple[float, float] = (0.8, 0.2)
     refine: RefineSettings = field(default_factory=RefineSettings)
-    finalists: int = 8
+    finalists: int = 4
     oracle: bool = False
     max_minutes: float | None = None
     checkpoint_every: int = 20

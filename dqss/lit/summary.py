@@ -112,13 +112,13 @@ def print_plan(
 def _expected_evaluations(count: int, uniform: int, settings: PTQSettings) -> int:
     search, select = (round(share * count) for share in settings.parts)
     batch = min(settings.batch_size, max(search, 1))
-    screening = uniform * 16 * 3
+    screening = uniform * 16 * 2 + settings.finalists * search
     return int(
         search
         + 3 * settings.steps * batch
         + settings.refine.passes * search
         + screening
-        + (settings.finalists + 3) * select
+        + (settings.finalists + 4) * select
     )
 
 
