@@ -144,7 +144,8 @@ def greedy(evaluator: Evaluator, current: dict[str, int], part: str) -> dict[str
     """One sweep of coordinate descent over all decisions and options, on all images of a part."""
     best = evaluator.measure(current, part)
     for name, decision in evaluator.supernet.decisions.items():
-        for option in range(len(decision.options)):
+        in_place = current[name]
+        for option in (k for k in range(len(decision.options)) if k != in_place):
             score = evaluator.measure({**current, name: option}, part)
             if score < best:
                 current, best = {**current, name: option}, score

@@ -65,8 +65,8 @@ class PTQSearch(pl.LightningModule):
         batches: StepBatches,
         schedule: Schedule,
         loss: SearchLoss,
-        learning_rate: float = 0.1,
-        discrete_every: int = 20,
+        learning_rate: float,
+        discrete_every: int = 0,
         discrete_images: int = 32,
     ) -> None:
         super().__init__()

@@ -5,52 +5,36 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from dqss import __version__
 from dqss.apply import apply_strategy, make_bundle
 from dqss.bundle import Bundle
-from dqss.calls import call_model, first_tensor
 from dqss.discretize import Discretized, discretize
-from dqss.errors import DataError, NonFiniteError, UserError, near_match
-from dqss.io import Journal, ensure_folder, write_json_atomic
-from dqss.layers import searchable_layers
-from dqss.lit.checkpoint import (
-    AtomicCheckpoints,
-    Deadline,
-    SafeKeeping,
-    restore,
-    resumable_step,
-    write_history,
-)
+from dqss.io import ensure_folder, write_json_atomic
+from dqss.lit.build import build
+from dqss.lit.checkpoint import Deadline, write_history
 from dqss.lit.contenders import Validation, measure_contenders
-from dqss.lit.identity import JOURNAL, search_identity
-from dqss.lit.ptq import HistoryRow, PTQSearch, StepBatches
-from dqss.lit.quiet import quiet_lightning
+from dqss.lit.device import device_of
+from dqss.lit.fit import fit_ptq
+from dqss.lit.ptq import HistoryRow
 from dqss.lit.settings import PTQSettings
-from dqss.losses import default_distance
-from dqss.measure import Evaluator, Meter, batches, home, to_device
-from dqss.prepare import Prepared, prepare
-from dqss.prepare.modules import canonical_name, unwrap
+from dqss.measure import Evaluator
+from dqss.prepare.modules import unwrap
 from dqss.progress import Reporter
-from dqss.samples import Samples, split
+from dqss.samples import Samples
 from dqss.space import SearchSpace
 from dqss.strategy import ModelInfo, utc_now
-from dqss.supernet import Supernet
+from dqss.supernet import Assignment, Supernet
 from dqss.uniform import uniform_assignments
 
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
-SEARCH_SHARE, REFINE_SHARE = 0.6, 0.85
-"""Shares of ``max_minutes`` at which the search and its refinement stop."""
+REFINE_SHARE = 0.85
+"""Share of ``max_minutes`` at which the refinement stops; see also :data:`dqss.lit.fit.SEARCH_SHARE`."""
 
 
 @dataclass(frozen=True)
@@ -120,27 +104,16 @@ def search_ptq(
     clock = _Clock()
     deadline = Deadline(settings.max_minutes)
     folder = None if run_dir is None else ensure_folder(run_dir)
-    device = _device(trainer or {})
+    device = device_of(trainer or {})
     samples = inputs if isinstance(inputs, Samples) else Samples.of(inputs)
     with clock.time("calibrate"):
         prepared, evaluator = build(model, samples, search_space, settings, seed, folder, device, reporter)
     with clock.time("search"):
-        module = _fit(evaluator, settings, seed, folder, deadline, reporter, trainer or {}, logger)
+        module = fit_ptq(evaluator, settings, seed, folder, deadline, reporter, trainer or {}, logger)
         evaluator.supernet.to(device)
     uniform = uniform_assignments(evaluator.supernet)
-    planned = int(settings.refine.passes * len(evaluator.parts["refine"]))
-    with clock.time("discretize"), reporter.stage("discretize", planned) as stage:
-        # Not before: a step of the search ends in a checkpoint of its own.
-        evaluator.advance = stage.advance
-        # Now, and not with the first measurement: a resumed run may find that in its journal.
-        evaluator.reference(evaluator.parts["select"])
-        outcome = discretize(
-            evaluator,
-            uniform,
-            settings.refine,
-            settings.finalists,
-            out_of_time=lambda: deadline.passed(REFINE_SHARE),
-        )
+    with clock.time("discretize"):
+        outcome = _discretize(evaluator, uniform, settings, deadline, reporter)
     cost = {"steps": len(module.history), "evaluations": evaluator.meter.evaluations}
     with clock.time("report"):
         oracle = settings.oracle and not deadline.passed(REFINE_SHARE)
@@ -150,10 +123,7 @@ def search_ptq(
         evaluator.supernet,
         outcome.assignments[outcome.exported],
         prepared,
-        info
-        or ModelInfo(
-            source="python", name=type(unwrap(model)).__name__, weights_sha256="", tensors={}, prepare=[]
-        ),
+        info or _from_python(model),
         samples.batch(evaluator.parts["search"][:1]),
         dqss=__version__,
         created=utc_now(),
@@ -170,126 +140,28 @@ def search_ptq(
     return SearchResult(bundle, metrics, module.history, outcome, evaluator.supernet, model)
 
 
-def build(
-    model: nn.Module,
-    samples: Samples,
-    space: SearchSpace,
-    settings: PTQSettings,
-    seed: int,
-    folder: Path | None,
-    device: torch.device,
-    reporter: Reporter,
-) -> tuple[Prepared, Evaluator]:
-    """Prepare the network, attach the decisions and calibrate all candidates in one pass.
-
-    Calibration sees the part that is searched on; the selection part stays untouched. Where some
-    candidate needs gradients, some of the inputs are run once more, forward and backward.
-    """
-    if len(samples) < 2:
-        raise DataError(f"{len(samples)} calibration inputs: at least 2 are needed")
-    searched, selected = split(len(samples), settings.parts, seed)
-    # Shared: more images for both did more than disjoint ones (experiments/cifar_resnet20).
-    parts = {"search": searched, "refine": searched, "select": selected}
-    size = settings.batch_size if samples.uniform else 1
-    known = sorted(searched)
-    left_out = _left_out(model, space)
-    first = samples.batch(known[:size])
-    prepared = prepare(model, to_device(first, home(model)), skip=lambda name: name in left_out)
-    prepared.model.to(device)
-    with torch.no_grad():
-        output = first_tensor(call_model(prepared.model, to_device(first, device)))
-    distance = settings.distance or default_distance(output)
-    supernet = Supernet(prepared.model, space).to(device)
-    journal = Journal.open(None if folder is None else folder / JOURNAL)
-    evaluator = Evaluator(supernet, samples, parts, distance, size, device, Meter(), journal)
-    runs = batches(known, evaluator.forward_size)
-    with reporter.stage("calibrate", len(known)) as stage:
-
-        def keep(position: int, output: Any) -> None:
-            indices = runs[position]
-            if not torch.isfinite(first_tensor(output)).all():
-                raise NonFiniteError("the float model's output is NaN or infinite on the calibration inputs")
-            evaluator.keep_reference(indices, output)
-            evaluator.meter.forward(len(indices))
-            stage.advance(len(indices))
-
-        inputs = (to_device(samples.batch(run), device) for run in runs)
-        supernet.calibrate(inputs, keep, evaluator.probes(known), distance)
-    if folder is not None:
-        search_identity(prepared, samples, supernet, settings, distance, seed).check(journal)
-    return prepared, evaluator
-
-
-def _left_out(model: nn.Module, space: SearchSpace) -> set[str]:
-    """Names of the layers that stay in float, as they are once ``prepare`` has unwrapped them."""
-    layers = (
-        replace(info, name=canonical_name(model, name))
-        for name, (_, info) in searchable_layers(model).items()
-    )
-    return {info.name for info in layers if space.candidates(info) is None}
-
-
-def _fit(
+def _discretize(
     evaluator: Evaluator,
+    uniform: dict[str, Assignment],
     settings: PTQSettings,
-    seed: int,
-    folder: Path | None,
     deadline: Deadline,
     reporter: Reporter,
-    trainer: Mapping[str, Any],
-    logger: Logger | bool,
-) -> PTQSearch:
-    checkpoint, start = resumable_step(folder, list(evaluator.supernet.decisions))
-    plan = StepBatches(evaluator.parts["search"], evaluator.batch_size, settings.steps, seed, start)
-    module = PTQSearch(
-        evaluator,
-        plan,
-        settings.schedule,
-        settings.loss or evaluator.distance,
-        settings.learning_rate,
-        settings.discrete_every,
-        settings.discrete_images,
-    )
-    with reporter.stage("search", settings.steps) as stage:
-        stage.advance(start)
-        keeping = SafeKeeping(folder, settings.checkpoint_every, deadline, SEARCH_SHARE, reporter, stage)
-        with quiet_lightning():
-            runner = _runner(settings.steps, keeping, logger, trainer)
-            try:
-                if start < settings.steps:
-                    runner.fit(module, ckpt_path=checkpoint)
-                else:
-                    restore(module, checkpoint)
-            except SIGTERMException:
-                # Lightning saw the signal before the reporter was asked; the answer is the same.
-                reporter.check()
-                raise
-    module.settle()
-    return module
-
-
-def _runner(
-    steps: int, keeping: SafeKeeping, logger: Logger | bool, trainer: Mapping[str, Any]
-) -> pl.Trainer:
-    if trainer.get("devices", 1) not in (1, "1", [0]) or trainer.get("num_nodes", 1) != 1:
-        raise UserError("trainer: a PTQ search runs on one device; leave out trainer.devices and num_nodes")
-    accelerator = "gpu" if _device(trainer).type == "cuda" else "cpu"
-    options: dict[str, Any] = {"devices": 1, **trainer, "accelerator": accelerator}
-    try:
-        return pl.Trainer(
-            max_steps=steps,
-            max_epochs=-1,
-            callbacks=[keeping],
-            plugins=[AtomicCheckpoints()],
-            logger=logger,
-            log_every_n_steps=1,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            **options,
+) -> Discretized:
+    planned = int(settings.refine.passes * len(evaluator.parts["refine"]))
+    with reporter.stage("discretize", planned) as stage:
+        # Not before: a step of the search ends in a checkpoint of its own.
+        evaluator.advance = stage.advance
+        # Now, and not with the first measurement: a resumed run may find that in its journal.
+        evaluator.reference(evaluator.parts["select"])
+        return discretize(
+            evaluator, uniform, settings.refine, settings.finalists, lambda: deadline.passed(REFINE_SHARE)
         )
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _from_python(model: nn.Module) -> ModelInfo:
+    return ModelInfo(
+        source="python", name=type(unwrap(model)).__name__, weights_sha256="", tensors={}, prepare=[]
+    )
 
 
 class _Clock:
@@ -301,15 +173,3 @@ class _Clock:
         started = time.perf_counter()
         yield
         self.seconds[stage] = round(time.perf_counter() - started, 3)
-
-
-def _device(trainer: Mapping[str, Any]) -> torch.device:
-    wanted = trainer.get("accelerator", "auto")
-    if wanted not in ACCELERATORS:
-        hint = near_match(str(wanted), ACCELERATORS)
-        raise UserError(f"trainer.accelerator={wanted}{hint}: expected one of {', '.join(ACCELERATORS)}")
-    if wanted != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    if wanted in ("gpu", "cuda"):
-        raise UserError(f"trainer.accelerator={wanted}: torch finds no CUDA device; use auto or cpu")
-    return torch.device("cpu")

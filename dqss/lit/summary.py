@@ -14,7 +14,8 @@ from torch import nn
 
 from dqss.choice import TensorChoice
 from dqss.coverage import Coverage
-from dqss.lit.search import SearchResult, build
+from dqss.lit.build import build
+from dqss.lit.search import SearchResult
 from dqss.lit.settings import PTQSettings
 from dqss.measure import PROBES
 from dqss.mixed import MixedQuantizer, MixedWeight

@@ -21,8 +21,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dqss.discretize import RefineSettings
+from dqss.lit.build import build
 from dqss.lit.schedules import GumbelSchedule, MeanFieldSchedule, Schedule, SoftmaxSchedule
-from dqss.lit.search import SearchResult, build, search_ptq
+from dqss.lit.search import SearchResult, search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.measure import Evaluator, Meter
 from dqss.models.factory import cifar_resnet

@@ -50,7 +50,7 @@ def search(schedule: Schedule, steps: int = 1, model: nn.Module | None = None, *
     supernet = calibrated(model or cnn(), inputs)
     evaluator = evaluator_of(supernet, inputs, PARTS)
     plan = StepBatches(PARTS["search"], 4, steps, seed=7)
-    return PTQSearch(evaluator, plan, schedule, evaluator.distance, **options)
+    return PTQSearch(evaluator, plan, schedule, evaluator.distance, **{"learning_rate": 0.1, **options})
 
 
 def fit(module: PTQSearch) -> PTQSearch:

@@ -1,0 +1,84 @@
+"""From a model, inputs and a search space to a calibrated supernet that can be measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dqss.calls import call_model, first_tensor
+from dqss.errors import DataError, NonFiniteError
+from dqss.io import Journal
+from dqss.layers import searchable_layers
+from dqss.lit.identity import JOURNAL, search_identity
+from dqss.lit.settings import PTQSettings
+from dqss.losses import default_distance
+from dqss.measure import Evaluator, Meter, batches, home, to_device
+from dqss.prepare import Prepared, prepare
+from dqss.prepare.modules import canonical_name
+from dqss.progress import Reporter
+from dqss.samples import Samples, split
+from dqss.space import SearchSpace
+from dqss.supernet import Supernet
+
+
+def build(
+    model: nn.Module,
+    samples: Samples,
+    space: SearchSpace,
+    settings: PTQSettings,
+    seed: int,
+    folder: Path | None,
+    device: torch.device,
+    reporter: Reporter,
+) -> tuple[Prepared, Evaluator]:
+    """Prepare the network, attach the decisions and calibrate all candidates in one pass.
+
+    Calibration sees the part that is searched on; the selection part stays untouched. Where some
+    candidate needs gradients, some of the inputs are run once more, forward and backward.
+    """
+    if len(samples) < 2:
+        raise DataError(f"{len(samples)} calibration inputs: at least 2 are needed")
+    searched, selected = split(len(samples), settings.parts, seed)
+    # Shared: more images for both did more than disjoint ones (experiments/cifar_resnet20).
+    parts = {"search": searched, "refine": searched, "select": selected}
+    size = settings.batch_size if samples.uniform else 1
+    known = sorted(searched)
+    left_out = _left_out(model, space)
+    first = samples.batch(known[:size])
+    prepared = prepare(model, to_device(first, home(model)), skip=lambda name: name in left_out)
+    prepared.model.to(device)
+    with torch.no_grad():
+        output = first_tensor(call_model(prepared.model, to_device(first, device)))
+    distance = settings.distance or default_distance(output)
+    supernet = Supernet(prepared.model, space).to(device)
+    journal = Journal.open(None if folder is None else folder / JOURNAL)
+    evaluator = Evaluator(supernet, samples, parts, distance, size, device, Meter(), journal)
+    runs = batches(known, evaluator.forward_size)
+    with reporter.stage("calibrate", len(known)) as stage:
+
+        def keep(position: int, output: Any) -> None:
+            indices = runs[position]
+            if not torch.isfinite(first_tensor(output)).all():
+                raise NonFiniteError("the float model's output is NaN or infinite on the calibration inputs")
+            evaluator.keep_reference(indices, output)
+            evaluator.meter.forward(len(indices))
+            stage.advance(len(indices))
+
+        inputs = (to_device(samples.batch(run), device) for run in runs)
+        supernet.calibrate(inputs, keep, evaluator.probes(known), distance)
+    if folder is not None:
+        search_identity(prepared, samples, supernet, settings, distance, seed).check(journal)
+    return prepared, evaluator
+
+
+def _left_out(model: nn.Module, space: SearchSpace) -> set[str]:
+    """Names of the layers that stay in float, as they are once ``prepare`` has unwrapped them."""
+    layers = (
+        replace(info, name=canonical_name(model, name))
+        for name, (_, info) in searchable_layers(model).items()
+    )
+    return {info.name for info in layers if space.candidates(info) is None}

@@ -1,0 +1,88 @@
+"""The steps of a search, run by Lightning: started, resumed, stopped in time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from dqss.errors import UserError
+from dqss.lit.checkpoint import AtomicCheckpoints, Deadline, SafeKeeping, restore, resumable_step
+from dqss.lit.device import device_of
+from dqss.lit.ptq import PTQSearch, StepBatches
+from dqss.lit.quiet import quiet_lightning
+from dqss.lit.settings import PTQSettings
+from dqss.measure import Evaluator
+from dqss.progress import Reporter
+
+SEARCH_SHARE = 0.6
+"""Share of ``max_minutes`` at which the search stops."""
+
+
+def fit_ptq(
+    evaluator: Evaluator,
+    settings: PTQSettings,
+    seed: int,
+    folder: Path | None,
+    deadline: Deadline,
+    reporter: Reporter,
+    trainer: Mapping[str, Any],
+    logger: Logger | bool,
+) -> PTQSearch:
+    """Run all steps that are still to be done, and settle the supernet as the last one leaves it."""
+    checkpoint, start = resumable_step(folder, list(evaluator.supernet.decisions))
+    plan = StepBatches(evaluator.parts["search"], evaluator.batch_size, settings.steps, seed, start)
+    module = PTQSearch(
+        evaluator,
+        plan,
+        settings.schedule,
+        settings.loss or evaluator.distance,
+        settings.learning_rate,
+        settings.discrete_every,
+        settings.discrete_images,
+    )
+    with reporter.stage("search", settings.steps) as stage:
+        stage.advance(start)
+        keeping = SafeKeeping(folder, settings.checkpoint_every, deadline, SEARCH_SHARE, reporter, stage)
+        with quiet_lightning():
+            runner = _runner(settings.steps, keeping, logger, trainer)
+            try:
+                if start < settings.steps:
+                    runner.fit(module, ckpt_path=checkpoint)
+                else:
+                    restore(module, checkpoint)
+            except SIGTERMException:
+                # Lightning saw the signal before the reporter was asked; the answer is the same.
+                reporter.check()
+                raise
+    module.settle()
+    return module
+
+
+def _runner(
+    steps: int, keeping: SafeKeeping, logger: Logger | bool, trainer: Mapping[str, Any]
+) -> pl.Trainer:
+    if trainer.get("devices", 1) not in (1, "1", [0]) or trainer.get("num_nodes", 1) != 1:
+        raise UserError("trainer: a PTQ search runs on one device; leave out trainer.devices and num_nodes")
+    accelerator = "gpu" if device_of(trainer).type == "cuda" else "cpu"
+    options: dict[str, Any] = {"devices": 1, **trainer, "accelerator": accelerator}
+    try:
+        return pl.Trainer(
+            max_steps=steps,
+            max_epochs=-1,
+            callbacks=[keeping],
+            plugins=[AtomicCheckpoints()],
+            logger=logger,
+            log_every_n_steps=1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            **options,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
