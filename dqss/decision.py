@@ -182,11 +182,11 @@ class Decision(KeepsPrecision):
 
     def entropy(self) -> Tensor:
         """Entropy of the outcome in nats, differentiable."""
-        log_p = torch.log_softmax(self.logits.float(), dim=0)
-        if self.outcomes == len(self.options):
-            return -(log_p.exp() * log_p).sum()
-        p = self._by_outcome(log_p.exp())
-        return -torch.xlogy(p, p).sum()
+        p = torch.softmax(self.logits.float(), dim=0)
+        if self.outcomes < len(self.options):
+            p = self._by_outcome(p)
+        # Zero times a logarithm is zero, and so is its gradient.
+        return -(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum()
 
     def margin(self) -> float:
         """Probability of the best outcome minus that of the second best; 1 where there is but one."""

@@ -43,6 +43,17 @@ def test_nothing_to_decide_where_all_are_alike() -> None:
     assert made.probabilities() == pytest.approx([1.0, 1.0])
 
 
+@pytest.mark.parametrize("outcome", [[0, 1, 2, 1], [0, 1, 2, 3]])
+def test_certainty_has_no_entropy_and_a_gradient_that_is_a_number(outcome: list[int]) -> None:
+    made = twins()
+    made.recognize(outcome)
+    made.logits.data = torch.tensor([1e20, 0.0, -1e20, 3.0])
+    entropy = made.entropy()
+    entropy.backward()
+    assert entropy.item() == 0.0
+    assert made.logits.grad is not None and torch.equal(made.logits.grad, torch.zeros(4))
+
+
 def test_set_outcomes_gives_their_distribution() -> None:
     made, wanted = twins(), torch.tensor([0.5, -1.0, 2.0]).double()
     made.set_outcomes(wanted)

@@ -119,9 +119,9 @@ class PTQSearch(pl.LightningModule):
             )
         self.evaluator.meter.backward(len(indices))
         entropies = torch.stack([decision.entropy() for decision in self.supernet.decisions.values()])
-        entropy = entropies.mean()
+        entropy, weight = entropies.mean(), self.schedule.entropy_weight(progress)
         self._remember(step, loss, entropy, started)
-        return loss + self.schedule.entropy_weight(progress) * entropy
+        return loss + weight * entropy if weight else loss
 
     def _remember(self, step: int, loss: Tensor, entropy: Tensor, started: float) -> None:
         margins = [decision.margin() for decision in self.supernet.decisions.values()]
