@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dqss import quantizers
 from dqss.attach import attach_input, forbid_nested
 from dqss.bundle import Bundle
+from dqss.calls import call_model
 from dqss.choice import LayerStrategy, ProductStrategy, TensorChoice
 from dqss.errors import StrategyError
 from dqss.functional import channel_count
@@ -106,7 +107,7 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
         force: apply also to other weights (scales then may not fit).
 
     Raises:
-        StrategyError: for another model, or other weights, naming the layers that differ.
+        StrategyError: for another model, or other weights, naming the layers or products that differ.
     """
     strategy = bundle.strategy
     if not force:
@@ -133,7 +134,10 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
             shape = input_shape(module, info)
             quantizer = _quantizer(bundle, name, "activation", choice.activation, shape)
             attach_input(module, quantizer.to(home(module)))
-    _attach_products(fixed, bundle)
+    if strategy.products:
+        _attach_products(fixed, bundle)
+        # Only a pass shows whether the network multiplies as it did.
+        call_model(fixed.eval(), to_device(example, home(model)))
     # As in the supernet: torch chooses kernels, and so roundings, by what requires gradients.
     return fixed.eval().requires_grad_(False)
 

@@ -109,7 +109,9 @@ class _Multiplies(nn.Module):
         mode = _Multiplying(quantizers, sys._getframe())
         try:
             with mode:
-                return super().forward(*args, **kwargs)
+                result = super().forward(*args, **kwargs)
+            mode.check()
+            return result
         finally:
             mode.frame = None  # it would hold the inputs until the garbage is collected
 
@@ -152,6 +154,19 @@ class _Multiplying(TorchFunctionMode):
             return func(*args, **kwargs)
         key, self.index = str(self.index), self.index + 1
         return self.quantizers[key](product) if key in self.quantizers else product.plain()
+
+    def check(self) -> None:
+        """See that every product that has a quantizer was computed.
+
+        Raises:
+            StrategyError: naming the first that was not.
+        """
+        for key, quantizer in self.quantizers.items():
+            if int(key) >= self.index:
+                raise StrategyError(
+                    f"product {quantizer.name!r} was not computed: the network multiplies in another way "
+                    "than it was searched with; build it as it was then, or search again"
+                )
 
 
 def _runs_directly_in(forward: FrameType) -> bool:

@@ -453,7 +453,13 @@ def test_another_model_is_refused() -> None:
     bundle = bundle_of(prepared, supernet, supernet.argmax(), batch)
     model.fused = True
     with pytest.raises(StrategyError, match=r"'product0' is of the kind 'attention' here and was 'matmul'"):
-        apply_strategy(model, bundle)(batch)
+        apply_strategy(model, bundle)
+    model.fused = False
+    renamed = {"product9": bundle.strategy.products["product0"]}
+    tensors = {key.replace("product0", "product9"): value for key, value in bundle.tensors.items()}
+    fewer = Bundle(bundle.strategy.model_copy(update={"products": renamed}), tensors)
+    with pytest.raises(StrategyError, match=r"product 'product9' was not computed"):
+        apply_strategy(model, fewer)
     strategy = bundle.strategy.model_copy(
         update={"products": {"other.product0": bundle.strategy.products["product0"]}}
     )
