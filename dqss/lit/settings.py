@@ -33,8 +33,8 @@ class PTQSettings:
             history measures the discrete network (0: never).
     """
 
-    steps: int = 600
-    batch_size: int = 8
+    steps: int = 1200
+    batch_size: int = 4
     learning_rate: float = 0.3
     schedule: Schedule = field(default_factory=MeanFieldSchedule)
     distance: Distance | None = None

@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--efficientnet", type=Path, help="efficientnet-lite0-57934424.pth")
     parser.add_argument("--bits", nargs="+", default=list(BITS), choices=list(BITS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=PTQSettings().steps)
     parser.add_argument("--out", type=Path, default=HERE / "results.csv")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
