@@ -182,11 +182,7 @@ class Decision(KeepsPrecision):
 
     def entropy(self) -> Tensor:
         """Entropy of the outcome in nats, differentiable."""
-        p = torch.softmax(self.logits.float(), dim=0)
-        if self.outcomes < len(self.options):
-            p = self._by_outcome(p)
-        # Zero times a logarithm is zero, and so is its gradient.
-        return -(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum()
+        return entropies(outcome_probabilities([self]))[0]
 
     def margin(self) -> float:
         """Probability of the best outcome minus that of the second best; 1 where there is but one."""
@@ -201,3 +197,31 @@ class Decision(KeepsPrecision):
     def extra_repr(self) -> str:
         """Name and number of options, for ``print(supernet)``."""
         return f"{self.name!r}, options={len(self.options)}"
+
+
+def outcome_probabilities(decisions: Sequence[Decision]) -> list[Tensor]:
+    """Probabilities of the outcomes of many decisions at once, differentiable, fp32.
+
+    Returns:
+        A tensor ``[D, K]`` for each number of options K; zero where a decision has fewer outcomes.
+    """
+    groups: dict[int, list[Decision]] = {}
+    for decision in decisions:
+        groups.setdefault(len(decision.options), []).append(decision)
+    found = []
+    for group in groups.values():
+        p = torch.softmax(torch.stack([decision.logits.float() for decision in group]), dim=-1)
+        outcome = torch.stack([decision.outcome for decision in group])
+        found.append(torch.zeros_like(p).scatter_add(1, outcome, p))
+    return found
+
+
+def entropies(probabilities: Sequence[Tensor]) -> Tensor:
+    """Entropy in nats of each row, in one ``[D]``, differentiable: also where a probability is zero."""
+    return torch.cat([-(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(-1) for p in probabilities])
+
+
+def margins(probabilities: Sequence[Tensor]) -> Tensor:
+    """Largest minus second largest probability of each row, in one ``[D]``; 1 where there is but one."""
+    best = [p.topk(min(2, p.shape[-1]), dim=-1).values for p in probabilities]
+    return torch.cat([top[:, 0] - top[:, 1] if top.shape[1] > 1 else top[:, 0] for top in best])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dqss import quantizers
 from dqss.decision import Decision
 from dqss.functional import channel_count, channel_view
-from dqss.mixing import CodeStack, mix_codes, mix_fake_quantize
+from dqss.mixing import CodeStack, GridStack, mix_codes, mix_fake_quantize
 from dqss.observers import Statistics
 from dqss.observers.histogram import HistogramAccumulator
 from dqss.precision import keeping_dtype
@@ -92,6 +92,7 @@ class MixedActivation(MixedQuantizer):
     def __init__(self, candidates: Sequence[Candidate], decision: Decision, shape: torch.Size) -> None:
         super().__init__(candidates, decision, shape)
         self._observed: dict[Granularity, HistogramAccumulator] = {}
+        self._stack: GridStack | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x`` as the mode says; integers pass through."""
@@ -106,8 +107,23 @@ class MixedActivation(MixedQuantizer):
         if self.mode is Mode.DISCRETE:
             found: Tensor = self[self.decision.choice](x)
             return found
-        grids = [self[k].grid() for k in range(len(self.candidates))]
-        return mix_fake_quantize(x, self.decision.weights(), grids, self.decision.place())
+        return mix_fake_quantize(x, self.decision.weights(), self._grids(x.shape), self.decision.place())
+
+    def _grids(self, shape: torch.Size) -> GridStack:
+        """All grids, stacked once: after calibration they stay as they are."""
+        if self._stack is None or not self._stack.fits(shape):
+            self._stack = GridStack.of([self[k].grid() for k in range(len(self.candidates))], shape)
+        return self._stack
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MixedActivation:
+        """Forget the stack when the module moves to another device."""
+        self._stack = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def calibrate(self, stats: dict[Granularity, Statistics]) -> None:
+        """See :meth:`MixedQuantizer.calibrate`."""
+        super().calibrate(stats)
+        self._stack = None
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from dqss import fused
 from dqss.functional import (
     broadcast_channels,
+    channel_count,
     channel_view,
     common_granularity,
     dequantize,
@@ -56,15 +57,40 @@ class Grid:
         return [refine_channels(part, shape, self.spec.granularity, common) for part in parts]
 
 
+@dataclass(frozen=True)
+class GridStack:
+    """The grids of K candidates, side by side.
+
+    Attributes:
+        scale, low, high: fp32 ``[K, C]``; the bounds are those of ``code - zero_point``.
+        granularity: whose channels the C columns are.
+    """
+
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+    granularity: Granularity
+
+    @classmethod
+    def of(cls, grids: Sequence[Grid], shape: torch.Size) -> GridStack:
+        """Stack grids for tensors with the channels of ``shape``."""
+        common = common_granularity(grid.spec.granularity for grid in grids)
+        rows = (grid.rows(shape, common) for grid in grids)
+        scale, low, high = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        return cls(scale, low, high, common)
+
+    def fits(self, shape: torch.Size) -> bool:
+        """Whether a tensor of ``shape`` has as many channels."""
+        return channel_count(shape, self.granularity) == self.scale.shape[1]
+
+
 class _MixFakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, grids: Sequence[Grid], place: int | None) -> Tensor:
-        common = common_granularity(grid.spec.granularity for grid in grids)
-        rows = (grid.rows(x.shape, common) for grid in grids)
-        stacked = [torch.stack(parts) for parts in zip(*rows, strict=True)]
+    def forward(ctx: Any, x: Tensor, weights: Tensor, grids: GridStack, place: int | None) -> Tensor:
+        common, stacked = grids.granularity, [grids.scale, grids.low, grids.high]
         ctx.save_for_backward(x, weights, *stacked)
         ctx.common = common
-        if place is not None and len(grids) > 1:
+        if place is not None and len(weights) > 1:
             weights = weights[place : place + 1]
             stacked = [part[place : place + 1] for part in stacked]
         mixed = fused.mix(x.numel(), _blocks(x, common), weights, *stacked)
@@ -78,13 +104,15 @@ class _MixFakeQuantize(torch.autograd.Function):
         return _from_blocks(passed, x.shape, ctx.common).to(x.dtype), sums, None, None
 
 
-def mix_fake_quantize(x: Tensor, weights: Tensor, grids: Sequence[Grid], place: int | None = None) -> Tensor:
+def mix_fake_quantize(
+    x: Tensor, weights: Tensor, grids: GridStack | Sequence[Grid], place: int | None = None
+) -> Tensor:
     """``sum_k weights[k] * fake_quantize(x, grids[k])`` for grids that do not learn.
 
     Args:
         x: any shape; bf16 and fp16 are mixed in fp32 and returned in their own type.
         weights: ``[K]`` fp32.
-        grids: K grids.
+        grids: K grids, or their stack.
         place: the only option with a weight, if that is known: the others are then left out on
             the way forward. On the way back all K have their gradient.
 
@@ -92,7 +120,8 @@ def mix_fake_quantize(x: Tensor, weights: Tensor, grids: Sequence[Grid], place: 
         A tensor like ``x``. A one-hot ``weights`` gives exactly that candidate, in value and in
         the gradient of ``x``.
     """
-    result: Tensor = _MixFakeQuantize.apply(x, weights, tuple(grids), place)
+    stack = grids if isinstance(grids, GridStack) else GridStack.of(grids, x.shape)
+    result: Tensor = _MixFakeQuantize.apply(x, weights, stack, place)
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -57,8 +57,7 @@ class MeanField(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for decision in self.decisions:
-            self._learn(decision)
+        self._learn()
         by_size: dict[int, list[Decision]] = {}
         for decision in self.decisions:
             by_size.setdefault(decision.outcomes, []).append(decision)
@@ -72,22 +71,29 @@ class MeanField(Optimizer):
                 decision.set_outcomes(row)
         return loss
 
-    def _learn(self, decision: Decision) -> None:
-        state, place = self.state[decision.logits], decision.place()
-        assert place is not None
+    def _learn(self) -> None:
+        states = [self.state[logits] for logits in self._logits()]
         for key in ("sums", "counts"):
-            state[key] *= self.param_groups[0]["memory"]
-        state["step"] += 1
-        gradient = decision.logits.grad
-        if gradient is not None:
-            if not bool(torch.isfinite(gradient).all()):
-                # It would stay in the sums for good, and every choice would be left to chance.
-                raise NonFiniteError(
-                    f"the gradient of decision {decision.name!r} is NaN or infinite at step "
-                    f"{int(state['step']) - 1}: skip its layer in the search space, or use another loss"
-                )
-            state["sums"][place] += gradient - gradient[place]
-            state["counts"][place] += 1
+            torch._foreach_mul_([state[key] for state in states], self.param_groups[0]["memory"])
+        torch._foreach_add_([state["step"] for state in states], 1)
+        found = [(d, d.logits.grad) for d in self.decisions if d.logits.grad is not None]
+        # One look at all of them: each look at one would wait for the device.
+        if found and not bool(torch.isfinite(torch.cat([gradient for _, gradient in found])).all()):
+            self._refuse(found)
+        for decision, gradient in found:
+            place = decision.place()
+            assert place is not None
+            self.state[decision.logits]["sums"][place] += gradient - gradient[place]
+            self.state[decision.logits]["counts"][place] += 1
+
+    def _refuse(self, found: Sequence[tuple[Decision, Tensor]]) -> NoReturn:
+        """It would stay in the sums for good, and every choice would be left to chance."""
+        bad = next(decision for decision, gradient in found if not bool(torch.isfinite(gradient).all()))
+        step = int(self.state[bad.logits]["step"]) - 1
+        raise NonFiniteError(
+            f"the gradient of decision {bad.name!r} is NaN or infinite at step {step}: "
+            "skip its layer in the search space, or use another loss"
+        )
 
     def _known(self, decision: Decision) -> tuple[Tensor, Tensor]:
         """Sums and counts of a decision's outcomes: options that are alike are learned of together."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from dqss.calls import call_model
+from dqss.decision import entropies, margins, outcome_probabilities
 from dqss.errors import NonFiniteError
 from dqss.lit.schedules import Schedule
 from dqss.losses import SearchLoss
@@ -77,6 +78,7 @@ class PTQSearch(pl.LightningModule):
         self.loss = loss
         self.learning_rate = learning_rate
         self.discrete_every, self.discrete_images = discrete_every, discrete_images
+        self._decisions = list(self.supernet.decisions.values())
         self.history: list[HistoryRow] = []
         self.seconds = 0.0
         self.strict_loading = False
@@ -87,8 +89,7 @@ class PTQSearch(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """What the schedule moves the logits with."""
-        decisions = list(self.supernet.decisions.values())
-        return self.schedule.optimizer(decisions, self.batches.steps, self.learning_rate)
+        return self.schedule.optimizer(self._decisions, self.batches.steps, self.learning_rate)
 
     def train_dataloader(self) -> DataLoader[list[int]]:
         """One element a step."""
@@ -118,19 +119,20 @@ class PTQSearch(pl.LightningModule):
                 f"search loss is {loss.item()} at step {step}; with Adam, lower method.learning_rate"
             )
         self.evaluator.meter.backward(len(indices))
-        entropies = torch.stack([decision.entropy() for decision in self.supernet.decisions.values()])
-        entropy, weight = entropies.mean(), self.schedule.entropy_weight(progress)
-        self._remember(step, loss, entropy, started)
+        weight = self.schedule.entropy_weight(progress)
+        with torch.set_grad_enabled(weight != 0):
+            probabilities = outcome_probabilities(self._decisions)
+            entropy = entropies(probabilities).mean()
+        self._remember(step, loss, entropy, margins(probabilities), started)
         return loss + weight * entropy if weight else loss
 
-    def _remember(self, step: int, loss: Tensor, entropy: Tensor, started: float) -> None:
-        margins = [decision.margin() for decision in self.supernet.decisions.values()]
+    def _remember(self, step: int, loss: Tensor, entropy: Tensor, margin: Tensor, started: float) -> None:
         row: HistoryRow = {
             "step": step,
             "soft_loss": loss.item(),
             "entropy": entropy.item(),
-            "margin_mean": sum(margins) / len(margins),
-            "margin_min": min(margins),
+            "margin_mean": margin.mean().item(),
+            "margin_min": margin.min().item(),
         }
         if self.discrete_every and (step % self.discrete_every == 0 or step == self.batches.steps - 1):
             row["discrete_distance"] = self.evaluator.measure(
