@@ -19,6 +19,8 @@ from dqss.lit.quiet import quiet_lightning
 from dqss.lit.settings import PTQSettings
 from dqss.measure import Evaluator
 from dqss.progress import Reporter
+from dqss.spec import Candidate
+from dqss.supernet import Supernet
 
 SEARCH_SHARE = 0.6
 """Share of ``max_minutes`` at which the search stops."""
@@ -35,8 +37,9 @@ def fit_ptq(
     logger: Logger | bool,
 ) -> PTQSearch:
     """Run all steps that are still to be done, and settle the supernet as the last one leaves it."""
+    steps = planned_steps(settings, evaluator.supernet)
     checkpoint, start = resumable_step(folder, list(evaluator.supernet.decisions))
-    plan = StepBatches(evaluator.parts["search"], evaluator.batch_size, settings.steps, seed, start)
+    plan = StepBatches(evaluator.parts["search"], evaluator.batch_size, steps, seed, start)
     module = PTQSearch(
         evaluator,
         plan,
@@ -46,13 +49,13 @@ def fit_ptq(
         settings.discrete_every,
         settings.discrete_images,
     )
-    with reporter.stage("search", settings.steps) as stage:
+    with reporter.stage("search", steps) as stage:
         stage.advance(start)
         keeping = SafeKeeping(folder, settings.checkpoint_every, deadline, SEARCH_SHARE, reporter, stage)
         with quiet_lightning():
-            runner = _runner(settings.steps, keeping, logger, trainer)
+            runner = _runner(steps, keeping, logger, trainer)
             try:
-                if start < settings.steps:
+                if start < steps:
                     runner.fit(module, ckpt_path=checkpoint)
                 else:
                     restore(module, checkpoint)
@@ -62,6 +65,12 @@ def fit_ptq(
                 raise
     module.settle()
     return module
+
+
+def planned_steps(settings: PTQSettings, supernet: Supernet) -> int:
+    """How many steps a search of this supernet takes."""
+    options = [option for decision in supernet.decisions.values() for option in decision.options]
+    return settings.steps_at(min(option.spec.bits for option in options if isinstance(option, Candidate)))
 
 
 def _runner(

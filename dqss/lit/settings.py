@@ -9,6 +9,10 @@ from dqss.errors import UserError
 from dqss.lit.schedules import MeanFieldSchedule, Schedule
 from dqss.losses import Distance, SearchLoss
 
+STEPS, EASY_STEPS, EASY_BITS = 1200, 300, 6
+"""Steps of a search, and of one whose candidates all have at least so many bits: there more steps
+found nothing better, at three bits four times as many did (experiments/cifar_resnet20)."""
+
 _POSITIVE = ("steps", "batch_size", "learning_rate", "finalists", "checkpoint_every", "discrete_images")
 
 
@@ -17,7 +21,8 @@ class PTQSettings:
     """Settings of :func:`dqss.search_ptq`; the method group of the configuration.
 
     Attributes:
-        steps, batch_size: of the search; each step draws or mixes once, so small batches go far.
+        steps: of the search; None: as many as its bits need, see :meth:`steps_at`.
+        batch_size: images a step; each step draws or mixes once, so small batches go far.
         learning_rate: of schedules that use Adam on the logits.
         schedule: relaxation over the steps.
         distance: to the float network; None: KL for logits, MSE for images.
@@ -33,7 +38,7 @@ class PTQSettings:
             history measures the discrete network (0: never).
     """
 
-    steps: int = 1200
+    steps: int | None = None
     batch_size: int = 4
     learning_rate: float = 0.3
     schedule: Schedule = field(default_factory=MeanFieldSchedule)
@@ -51,7 +56,7 @@ class PTQSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))  # a list where a file gave them
         for name in _POSITIVE:
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"method.{name}={getattr(self, name)!r}: expected a positive number")
         if len(self.parts) != 2 or min(self.parts) <= 0 or sum(self.parts) > 1 + 1e-9:
             raise UserError(
@@ -61,3 +66,7 @@ class PTQSettings:
             raise UserError(f"method.discrete_every={self.discrete_every}: expected 0 or more")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise UserError(f"method.max_minutes={self.max_minutes!r}: expected a positive number or null")
+
+    def steps_at(self, bits: int) -> int:
+        """The steps of a search whose candidates have ``bits`` or more."""
+        return self.steps or (STEPS if bits < EASY_BITS else EASY_STEPS)

@@ -15,6 +15,7 @@ from torch import nn
 from dqss.choice import TensorChoice
 from dqss.coverage import Coverage
 from dqss.lit.build import build
+from dqss.lit.fit import planned_steps
 from dqss.lit.search import SearchResult
 from dqss.lit.settings import PTQSettings
 from dqss.measure import PROBES
@@ -95,7 +96,7 @@ def print_plan(
     evaluator.first_order(supernet.argmax(), "search", len(indices))
     per_image = (time.perf_counter() - started) / len(indices) / 3
     uniform = len(uniform_assignments(supernet))
-    evaluations = _expected_evaluations(len(samples), uniform, settings)
+    evaluations = _expected_evaluations(len(samples), uniform, planned_steps(settings, supernet), settings)
     evaluations += 3 * PROBES if supernet.needs_gradients else 0
     minutes = (setup + evaluations * per_image) / 60
     memory = samples.bytes + sum(p.numel() * p.element_size() for p in model.parameters())
@@ -110,13 +111,13 @@ def print_plan(
     console.print(f"about {(memory + codes) / 2**20:.0f} MiB for inputs, weights and their candidates")
 
 
-def _expected_evaluations(count: int, uniform: int, settings: PTQSettings) -> int:
+def _expected_evaluations(count: int, uniform: int, steps: int, settings: PTQSettings) -> int:
     search, select = (round(share * count) for share in settings.parts)
     batch = min(settings.batch_size, max(search, 1))
     screening = uniform * 16 * 2 + settings.finalists * search
     return int(
         search
-        + 3 * settings.steps * batch
+        + 3 * steps * batch
         + settings.refine.passes * search
         + screening
         + (settings.finalists + 4) * select

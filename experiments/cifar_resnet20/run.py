@@ -67,9 +67,9 @@ class Study:
     def __init__(self, data: Path, settings: PTQSettings) -> None:
         self.data, self.settings = data, settings
         # Of rows that were made with other settings than the usual.
-        confidence, steps = settings.refine.confidence, settings.steps
+        confidence, size = settings.refine.confidence, settings.batch_size
         self.suffix = "" if confidence == RefineSettings().confidence else f"_{confidence:g}se"
-        self.suffix += "" if steps == PTQSettings().steps else f"_{steps}"
+        self.suffix += "" if settings.steps is None else f"_{settings.steps}x{size}"
         self.model: nn.Module = cifar_resnet(checkpoint=str(data / "resnet20-12fca82f.th")).module
         images, labels = read(data / "test_jpeg.npz")
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -164,7 +164,8 @@ def main() -> None:
     parser.add_argument("--schedules", nargs="*", default=list(SCHEDULES), choices=list(SCHEDULES))
     parser.add_argument("--without", nargs="*", default=[], choices=BASELINES, help="baselines to leave out")
     parser.add_argument("--confidence", type=float, default=RefineSettings().confidence)
-    parser.add_argument("--steps", type=int, default=PTQSettings().steps)
+    parser.add_argument("--steps", type=int, help="of the search; by default as many as its bits need")
+    parser.add_argument("--batch-size", type=int, default=PTQSettings().batch_size)
     parser.add_argument("--out", type=Path, default=HERE / "results.csv")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
@@ -176,7 +177,10 @@ def main() -> None:
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=3)
     refine = RefineSettings(confidence=arguments.confidence)
-    study = Study(arguments.data, PTQSettings(steps=arguments.steps, discrete_every=0, refine=refine))
+    settings = PTQSettings(
+        steps=arguments.steps, batch_size=arguments.batch_size, discrete_every=0, refine=refine
+    )
+    study = Study(arguments.data, settings)
     for bits in arguments.bits:
         for seed in arguments.seeds:
 

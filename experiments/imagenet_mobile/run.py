@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--efficientnet", type=Path, help="efficientnet-lite0-57934424.pth")
     parser.add_argument("--bits", nargs="+", default=list(BITS), choices=list(BITS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=PTQSettings().steps)
+    parser.add_argument("--steps", type=int, help="of the search; by default as many as its bits need")
     parser.add_argument("--out", type=Path, default=HERE / "results.csv")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
@@ -111,16 +111,17 @@ def main() -> None:
             (bits, seed)
             for bits in arguments.bits
             for seed in arguments.seeds
-            if not table.has(name, bits, seed, settings.steps, "uniform aciq_laplace")
+            if not table.has(name, bits, seed, settings.steps_at(min(BITS[bits])), "uniform aciq_laplace")
         ]
         network = Network(name, checkpoint, arguments.data) if checkpoint and missing else None
         for bits, seed in missing if network else ():
             best: Quality | None = None
+            steps = settings.steps_at(min(BITS[bits]))
             for row, found, evaluations, seconds, chosen in rows(network, BITS[bits], settings, seed):
                 best = best or found
-                if not table.has(name, bits, seed, settings.steps, row):
+                if not table.has(name, bits, seed, steps, row):
                     gain = found.gain_over(best)
-                    key = (name, bits, seed, settings.steps, row)
+                    key = (name, bits, seed, steps, row)
                     table.add(*key, found.kl, found.top1, *gain, evaluations, seconds, chosen)
 
 
