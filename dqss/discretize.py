@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite, isnan
 from statistics import stdev
@@ -59,6 +59,7 @@ class Discretized:
 
 def discretize(
     evaluator: Evaluator,
+    found: Sequence[Assignment],
     uniform: dict[str, Assignment],
     settings: RefineSettings,
     finalists: int,
@@ -66,11 +67,13 @@ def discretize(
 ) -> Discretized:
     """Choose, refine, and compare on the selection part, which nothing has touched before.
 
-    The exported assignment is never worse there than the best uniform one. That one is chosen on
-    the part that is searched on, like the searched one: of several measured on the selection part
-    the luckiest would win, and its luck would be counted for it.
+    Of the assignments that the search has ``found`` the one is taken that is best on the part that
+    is searched on, or the last one if there is no time to measure. The exported assignment is never
+    worse on the selection part than the best uniform one. That one is chosen on the part that is
+    searched on, like the searched one: of several measured on the selection part the luckiest would
+    win, and its luck would be counted for it.
     """
-    argmax = evaluator.supernet.argmax()
+    argmax = _best(evaluator, found, out_of_time)
     refined, changes = refine(evaluator, argmax, settings, out_of_time)
     names = screen(evaluator, uniform, finalists) if uniform else []
     best_uniform = names[0] if names else None
@@ -81,6 +84,16 @@ def discretize(
     # Between argmax and refined the larger part has spoken already, and by more than chance.
     exported = min(("refined", *names[:1]), key=lambda name: _finite(selection[name]))
     return Discretized(contenders, selection, exported, best_uniform, changes)
+
+
+def _best(
+    evaluator: Evaluator, found: Sequence[Assignment], out_of_time: Callable[[], bool]
+) -> dict[str, int]:
+    different = [one for k, one in enumerate(found) if one not in found[k + 1 :]]
+    if len(different) == 1 or out_of_time():
+        return dict(found[-1])
+    scores = [_finite(evaluator.measure(one, "refine")) for one in different]
+    return dict(different[scores.index(min(scores))])
 
 
 def refine(

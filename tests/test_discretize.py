@@ -25,8 +25,8 @@ class Landscape:
         self.parts = {"refine": list(range(100)), "select": list(range(50))}
         self.meter = Meter()
         self.blur = torch.zeros(100)
+        self.start = [dict.fromkeys(self.names, 0)]
         self.supernet = SimpleNamespace(
-            argmax=lambda: dict.fromkeys(self.names, 0),
             decisions={name: Decision(name, range(options)) for name in self.names},
         )
 
@@ -71,7 +71,7 @@ MANY = RefineSettings(passes=1000, screen=10, alternatives=3, confidence=0.0)
 @pytest.mark.parametrize("seed", range(4))
 def test_refinement_finds_the_optimum_of_a_separable_landscape(seed: int) -> None:
     landscape: Any = Landscape(seed)
-    found, changes = refine(landscape, landscape.supernet.argmax(), MANY)
+    found, changes = refine(landscape, landscape.start[0], MANY)
     assert landscape.value(found) == pytest.approx(landscape.best())
     assert changes
 
@@ -79,7 +79,7 @@ def test_refinement_finds_the_optimum_of_a_separable_landscape(seed: int) -> Non
 @pytest.mark.parametrize("seed", range(4))
 def test_refinement_ends_where_no_single_switch_helps(seed: int) -> None:
     landscape: Any = Landscape(seed, pairwise=1.0)
-    start = landscape.supernet.argmax()
+    start = landscape.start[0]
     found, changes = refine(landscape, start, MANY)
     reached = landscape.value(found)
     neighbours = [{**found, name: k} for name in landscape.names for k in range(4)]
@@ -94,10 +94,10 @@ def test_refinement_ends_where_no_single_switch_helps(seed: int) -> None:
 def test_refinement_keeps_its_limit_and_its_deadline() -> None:
     for passes in (1, 3, 10):
         landscape: Any = Landscape(1, decisions=12, pairwise=1.0)
-        refine(landscape, landscape.supernet.argmax(), RefineSettings(passes=passes, screen=10))
+        refine(landscape, landscape.start[0], RefineSettings(passes=passes, screen=10))
         # the limit, and what was under way when it was reached: a sweep's gradient and one trial
         assert landscape.meter.evaluations <= passes * 100 + 300 + 100 + 10
-    start = Landscape(1).supernet.argmax()
+    start = Landscape(1).start[0]
     untouched: Any = Landscape(1)
     assert refine(untouched, start, RefineSettings(passes=0)) == (start, [])
     assert refine(untouched, start, MANY, out_of_time=lambda: True) == (start, [])
@@ -134,7 +134,7 @@ def test_refinement_leaves_what_is_no_number_and_takes_nothing_that_is_none(scre
 def test_exported_is_never_worse_than_best_uniform_on_selection(seed: int) -> None:
     landscape: Any = Landscape(seed, pairwise=2.0)
     uniform: Any = {f"u{k}": dict.fromkeys(landscape.names, k) for k in range(4)}
-    outcome = discretize(landscape, uniform, RefineSettings(passes=2), finalists=4)
+    outcome = discretize(landscape, landscape.start, uniform, RefineSettings(passes=2), finalists=4)
     values = {name: landscape.value(found) for name, found in outcome.assignments.items()}
     assert outcome.best_uniform is not None
     assert set(outcome.selection) == {"refined", "argmax", outcome.best_uniform}
@@ -159,23 +159,33 @@ def test_the_luckiest_uniform_strategy_on_the_selection_part_is_not_what_is_comp
             return [value + penalty for value in at(known, part, count)]
 
         landscape.measure_each = lucky
-        outcome = discretize(landscape, uniform, RefineSettings(passes=0), finalists=4)
+        outcome = discretize(landscape, landscape.start, uniform, RefineSettings(passes=0), finalists=4)
         exported.append(outcome.exported)
     # The luckiest of twenty would have won nearly always; one of them by itself does one time in six.
     assert exported.count("refined") >= 12
 
 
+def test_the_best_of_what_the_search_has_found_is_taken() -> None:
+    landscape: Any = Landscape(5)
+    found = [dict.fromkeys(landscape.names, k) for k in (2, 0, 3, 1, 0)]
+    best = min(found, key=landscape.value)
+    outcome = discretize(landscape, found, {}, RefineSettings(passes=0), finalists=1)
+    assert outcome.assignments["argmax"] == best
+    late = discretize(landscape, found, {}, RefineSettings(), finalists=1, out_of_time=lambda: True)
+    assert late.assignments["argmax"] == found[-1]
+
+
 def test_equal_contenders_export_the_searched_one() -> None:
     landscape: Any = Landscape(0, options=1)
     uniform: Any = {"u": dict.fromkeys(landscape.names, 0)}
-    outcome = discretize(landscape, uniform, MANY, finalists=2)
+    outcome = discretize(landscape, landscape.start, uniform, MANY, finalists=2)
     assert outcome.exported == "refined" and outcome.best_uniform == "u"
     assert len(set(outcome.selection.values())) == 1
 
 
 def test_without_uniform_strategies_there_is_none_to_beat() -> None:
     landscape: Any = Landscape(0)
-    outcome = discretize(landscape, {}, MANY, finalists=2)
+    outcome = discretize(landscape, landscape.start, {}, MANY, finalists=2)
     assert outcome.best_uniform is None and set(outcome.selection) == {"refined", "argmax"}
 
 
@@ -199,7 +209,7 @@ def test_a_real_network_reaches_the_brute_force_neighbourhood() -> None:
     assert sum(score < reached for score in scores) <= 0.05 * len(scores)
 
     uniform = dict(uniform_assignments(supernet))
-    outcome = discretize(evaluator, uniform, settings, finalists=len(uniform))
+    outcome = discretize(evaluator, [supernet.argmax()], uniform, settings, finalists=len(uniform))
     best = min(uniform, key=lambda name: evaluator.measure(uniform[name], "refine"))
     assert outcome.best_uniform == best
     exported = outcome.assignments[outcome.exported]

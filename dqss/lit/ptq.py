@@ -80,6 +80,8 @@ class PTQSearch(pl.LightningModule):
         self.discrete_every, self.discrete_images = discrete_every, discrete_images
         self._decisions = list(self.supernet.decisions.values())
         self.history: list[HistoryRow] = []
+        self.found: list[dict[str, int]] = []
+        """The argmax after each fall of the entropy, see :meth:`Schedule.cold`."""
         self.seconds = 0.0
         self.strict_loading = False
 
@@ -102,6 +104,8 @@ class PTQSearch(pl.LightningModule):
     def training_step(self, indices: list[int], batch_idx: int) -> Tensor:
         """One forward pass of the mixture; the loss and what history keeps of it."""
         started, step = time.perf_counter(), self.global_step
+        if step in self.schedule.cold(self.batches.steps):
+            self.found.append(self.supernet.argmax())
         progress = step / max(self.batches.steps - 1, 1)
         self.supernet.relax(self.schedule.relaxation(progress))
         self.supernet.draw(self.batches.seed, step)
@@ -149,7 +153,8 @@ class PTQSearch(pl.LightningModule):
             logger.log_metrics(values, step=int(row["step"]))
 
     def settle(self) -> None:
-        """Relax as the last step does, however the search came to its end."""
+        """Relax as the last step does, and note the last argmax, however the search came to its end."""
+        self.found.append(self.supernet.argmax())
         self.supernet.relax(self.schedule.relaxation(1.0))
         self.supernet.draw(self.batches.seed, self.batches.steps - 1)
 
@@ -162,6 +167,7 @@ class PTQSearch(pl.LightningModule):
             for name, decision in self.supernet.decisions.items()
         }
         checkpoint["history"] = self.history
+        checkpoint["found"] = self.found
         checkpoint["evaluations"] = self.evaluator.meter.evaluations
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -170,5 +176,5 @@ class PTQSearch(pl.LightningModule):
             for name, decision in self.supernet.decisions.items():
                 decision.logits.copy_(checkpoint["state_dict"][f"logits.{name}"])
         checkpoint["state_dict"] = {}
-        self.history = list(checkpoint["history"])
+        self.history, self.found = list(checkpoint["history"]), list(checkpoint["found"])
         self.evaluator.meter.evaluations = int(checkpoint["evaluations"])

@@ -32,6 +32,10 @@ class Schedule(ABC):
         """Weight of the mean entropy (nats) of the decisions in the loss."""
         return 0.0
 
+    def cold(self, steps: int) -> list[int]:
+        """Numbers of steps after which the argmax is worth measuring; the last is ``steps``."""
+        return [steps]
+
     def optimizer(self, decisions: Sequence[Decision], steps: int, learning_rate: float) -> dict[str, Any]:
         """What moves the logits, in the words of Lightning: Adam, its rate falling linearly to 0.
 
@@ -47,27 +51,43 @@ class Schedule(ABC):
 class MeanFieldSchedule(Schedule):
     """Sampled options; logits follow their measured effects, at a falling entropy.
 
-    See :class:`dqss.lit.mean_field.MeanField`; a learning rate is not used. Not of the paper: our
-    own way; ``experiments/cifar_resnet20`` compares it with the others.
+    The entropy falls slowly once, and then a few times more from a lower one: each time the search
+    settles in a slightly other strategy, and the best of them, measured, is taken. See
+    :class:`dqss.lit.mean_field.MeanField`; a learning rate is not used. Not of the paper: our own
+    way; ``experiments/cifar_resnet20`` compares it with the others.
 
     Attributes:
-        entropy, final_entropy: mean entropy of the decisions after the first and the last step,
-            as a share of ``log K``; linear in between.
+        entropy, final_entropy: mean entropy of the decisions after the first step and when it has
+            fallen, as a share of ``log K``; linear in between.
         memory: how long a step counts, as a share of all steps: what earlier steps have taught
             is multiplied by ``1 - 1 / (memory steps)`` each step.
+        reheats: how often it falls again ...
+        reheat_entropy: ... from this share of ``log K`` ...
+        reheat_share: ... in this share of all steps each time.
     """
 
     entropy: float = 1.0
     final_entropy: float = 0.05
-    memory: float = 0.67
+    memory: float = 0.3
+    reheats: int = 3
+    reheat_entropy: float = 0.3
+    reheat_share: float = 1 / 12
 
     def __post_init__(self) -> None:
-        for name, value in (("entropy", self.entropy), ("final_entropy", self.final_entropy)):
+        for name in ("entropy", "final_entropy", "reheat_entropy"):
+            value = getattr(self, name)
             if not 0 < value <= 1:
                 raise UserError(f"schedule.{name}={value}: expected a share in 0..1, above 0")
         if not SHORTEST_MEMORY <= self.memory < math.inf:
             raise UserError(
                 f"schedule.memory={self.memory}: expected a share of the steps, {SHORTEST_MEMORY} or more"
+            )
+        if self.reheats < 0:
+            raise UserError(f"schedule.reheats={self.reheats}: expected 0 or more")
+        if self.reheat_share < 0 or not self.reheats * self.reheat_share < 1:
+            raise UserError(
+                f"schedule.reheat_share={self.reheat_share}: {self.reheats} reheats leave no steps for the "
+                "search before them"
             )
 
     def relaxation(self, progress: float) -> Relaxation:
@@ -76,12 +96,26 @@ class MeanFieldSchedule(Schedule):
 
     def optimizer(self, decisions: Sequence[Decision], steps: int, learning_rate: float) -> dict[str, Any]:
         """See :meth:`Schedule.optimizer`."""
+        falls = self._falls(steps)
 
         def wanted(done: int) -> float:
-            share = self.entropy + (self.final_entropy - self.entropy) * done / steps
+            first, last, entropy = next(fall for fall in falls if done < fall[1] or fall is falls[-1])
+            share = entropy + (self.final_entropy - entropy) * min(1.0, (done - first) / (last - first))
             return min(max(share, 1e-3), 0.999)  # at 0 and 1 the temperature would be 0 and infinite
 
         return {"optimizer": MeanField(decisions, wanted, 1.0 - min(1.0, 1.0 / (self.memory * steps)))}
+
+    def cold(self, steps: int) -> list[int]:
+        """See :meth:`Schedule.cold`: where the entropy has fallen."""
+        return [last for _, last, _ in self._falls(steps)]
+
+    def _falls(self, steps: int) -> list[tuple[int, int, float]]:
+        """First step, last step and entropy to begin with, each time that the entropy falls."""
+        length = int(self.reheat_share * steps)
+        reheats = self.reheats if length else 0  # of short searches there is nothing to spare
+        begin = steps - reheats * length
+        again = [(first, first + length, self.reheat_entropy) for first in range(begin, steps, length or 1)]
+        return [(0, begin, self.entropy), *again]
 
 
 @dataclass(frozen=True)

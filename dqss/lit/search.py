@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +113,7 @@ def search_ptq(
         evaluator.supernet.to(device)
     uniform = uniform_assignments(evaluator.supernet)
     with clock.time("discretize"):
-        outcome = _discretize(evaluator, uniform, settings, deadline, reporter)
+        outcome = _discretize(evaluator, module.found, uniform, settings, deadline, reporter)
     cost = {"steps": len(module.history), "evaluations": evaluator.meter.evaluations}
     with clock.time("report"):
         oracle = settings.oracle and not deadline.passed(REFINE_SHARE)
@@ -142,6 +142,7 @@ def search_ptq(
 
 def _discretize(
     evaluator: Evaluator,
+    found: Sequence[Assignment],
     uniform: dict[str, Assignment],
     settings: PTQSettings,
     deadline: Deadline,
@@ -154,7 +155,12 @@ def _discretize(
         # Now, and not with the first measurement: a resumed run may find that in its journal.
         evaluator.reference(evaluator.parts["select"])
         return discretize(
-            evaluator, uniform, settings.refine, settings.finalists, lambda: deadline.passed(REFINE_SHARE)
+            evaluator,
+            found,
+            uniform,
+            settings.refine,
+            settings.finalists,
+            lambda: deadline.passed(REFINE_SHARE),
         )
 
 

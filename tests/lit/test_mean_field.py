@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from dqss.decision import Decision, Sampled
@@ -136,13 +138,45 @@ def test_the_scale_of_the_loss_does_not_matter() -> None:
 def test_entropy_falls_as_the_schedule_says() -> None:
     problem = Quadratic((8, 8, 5), seed=0)
     steps = 50
-    schedule = MeanFieldSchedule(entropy=0.9, final_entropy=0.1)
+    schedule = MeanFieldSchedule(entropy=0.9, final_entropy=0.1, reheats=0)
     optimizer = schedule.optimizer(problem.decisions, steps, learning_rate=1.0)["optimizer"]
     for step in range(steps):
         problem.run(optimizer, step + 1, begin=step)
         shares = [float(d.entropy().detach()) / math.log(len(d.options)) for d in problem.decisions]
         wanted = 0.9 + (0.1 - 0.9) * (step + 1) / steps
         assert sum(shares) / 3 == pytest.approx(wanted, abs=2e-3)
+
+
+def test_entropy_falls_again_from_a_lower_one() -> None:
+    problem = Quadratic((8, 8, 5), seed=0)
+    steps = 60
+    schedule = MeanFieldSchedule(0.9, 0.1, reheats=2, reheat_entropy=0.4, reheat_share=0.2)
+    assert schedule.cold(steps) == [36, 48, 60]
+    optimizer = schedule.optimizer(problem.decisions, steps, learning_rate=1.0)["optimizer"]
+    for step in range(steps):
+        problem.run(optimizer, step + 1, begin=step)
+        shares = [float(d.entropy().detach()) / math.log(len(d.options)) for d in problem.decisions]
+        done = step + 1
+        if done < 36:
+            wanted = 0.9 - 0.8 * done / 36
+        else:  # what is wanted until the next step: at 36 and 48 it has begun anew
+            wanted = 0.1 if done == steps else 0.4 - 0.3 * (done % 12) / 12
+        assert sum(shares) / 3 == pytest.approx(wanted, abs=2e-3)
+
+
+@given(st.integers(1, 400), st.integers(0, 5), st.floats(0.0, 0.19))
+def test_falls_fill_all_steps(steps: int, reheats: int, share: float) -> None:
+    schedule = MeanFieldSchedule(reheats=reheats, reheat_share=share)
+    cold = schedule.cold(steps)
+    assert cold == sorted(set(cold)) and cold[-1] == steps and 1 <= len(cold) <= reheats + 1
+    assert cold[0] >= 0.05 * steps
+
+
+def test_reheats_that_leave_no_steps_are_refused() -> None:
+    with pytest.raises(UserError, match=r"schedule\.reheat_share=0\.5: 2 reheats leave no steps"):
+        MeanFieldSchedule(reheats=2, reheat_share=0.5)
+    with pytest.raises(UserError, match=r"schedule\.reheats=-1"):
+        MeanFieldSchedule(reheats=-1)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -167,7 +201,7 @@ def test_a_memory_too_short_for_the_fit_is_refused() -> None:
         MeanFieldSchedule(memory=0.05)
 
 
-@pytest.mark.parametrize("field", ["entropy", "final_entropy", "memory"])
+@pytest.mark.parametrize("field", ["entropy", "final_entropy", "reheat_entropy", "memory"])
 @pytest.mark.parametrize("bad", [0.0, -0.1, math.inf, math.nan])
 def test_shares_out_of_range_are_refused(field: str, bad: float) -> None:
     with pytest.raises(UserError, match=f"schedule.{field}="):

@@ -13,7 +13,7 @@ from dqss.calls import call_model
 from dqss.decision import Softmax
 from dqss.errors import NonFiniteError
 from dqss.lit.ptq import PTQSearch, StepBatches
-from dqss.lit.schedules import GumbelSchedule, Schedule, SoftmaxSchedule
+from dqss.lit.schedules import GumbelSchedule, MeanFieldSchedule, Schedule, SoftmaxSchedule
 from dqss.measure import Evaluator
 from tests.support.nets import calibrated, cnn, evaluator_of, images
 
@@ -125,6 +125,37 @@ def test_only_logits_move_and_dropout_sleeps() -> None:
     assert len(names) == len(module.supernet.arch_parameters())
     for name, value in module.state_dict().items():
         assert torch.equal(value, before[name]) != (name in names), name
+
+
+def test_each_fall_of_the_entropy_leaves_an_argmax() -> None:
+    """... also where the search is interrupted between two of them."""
+    schedule = MeanFieldSchedule(reheats=2, reheat_share=0.25)
+    module = fit(search(schedule, steps=8))
+    module.settle()
+    assert schedule.cold(8) == [4, 6, 8] and len(module.found) == 3
+    assert module.found[-1] == module.supernet.argmax()
+    for steps, count in ((3, 1), (4, 1), (5, 2)):
+        short = search(schedule, steps=8)
+        short.batches.steps = steps
+        short.schedule = Fixed(schedule.cold(8))
+        fit(short)
+        kept: dict[str, Any] = {}
+        short.on_save_checkpoint(kept)
+        other = search(schedule, steps=8)
+        other.on_load_checkpoint(kept)
+        other.settle()
+        assert len(other.found) == count, steps
+
+
+class Fixed(MeanFieldSchedule):
+    """Cold after given steps, whatever the length of the search."""
+
+    def __init__(self, cold: list[int]) -> None:
+        super().__init__()
+        object.__setattr__(self, "_cold", cold)
+
+    def cold(self, steps: int) -> list[int]:
+        return list(vars(self)["_cold"])
 
 
 def test_history_and_cost_of_a_search() -> None:
