@@ -10,7 +10,7 @@ from statistics import stdev
 from dqss.errors import UserError
 from dqss.measure import Evaluator
 from dqss.supernet import Assignment
-from dqss.uniform import screen
+from dqss.uniform import FIRST_RUNG, screen
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def discretize(
     uniform: dict[str, Assignment],
     settings: RefineSettings,
     finalists: int,
+    first: int = FIRST_RUNG,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> Discretized:
     """Choose, refine, and compare on the selection part, which nothing has touched before.
@@ -75,7 +76,7 @@ def discretize(
     """
     argmax = _best(evaluator, found, out_of_time)
     refined, changes = refine(evaluator, argmax, settings, out_of_time)
-    names = screen(evaluator, uniform, finalists) if uniform else []
+    names = screen(evaluator, uniform, finalists, first) if uniform else []
     best_uniform = names[0] if names else None
     contenders: dict[str, Assignment] = {"refined": refined, "argmax": argmax}
     contenders.update({name: uniform[name] for name in names})

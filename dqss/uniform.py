@@ -16,6 +16,7 @@ from dqss.spec import Candidate
 from dqss.supernet import Assignment, Supernet
 
 FIRST_RUNG, RUNG_FACTOR = 16, 4
+"""Images on which all uniform strategies are measured, and how many times more the better ones get."""
 
 
 def uniform_assignments(supernet: Supernet) -> dict[str, Assignment]:
@@ -50,13 +51,15 @@ def pair_name(weight: Candidate | None, activation: Candidate | None) -> str:
     return " / ".join(parts)
 
 
-def screen(evaluator: Evaluator, uniform: dict[str, Assignment], finalists: int) -> list[str]:
+def screen(
+    evaluator: Evaluator, uniform: dict[str, Assignment], finalists: int, first: int = FIRST_RUNG
+) -> list[str]:
     """The names of the ``finalists`` best, by successive halving on the ``refine`` part. Best first.
 
-    All are measured on 16 images, the better quarter on four times as many, and so on; the last few
-    on all images. That is a tenth of the cost of measuring all of them on everything.
+    All are measured on the ``first`` images, the better quarter on four times as many, and so on; the
+    last few on all images. With 16 that is a tenth of the cost of measuring all on everything.
     """
-    alive, count = list(uniform), FIRST_RUNG
+    alive, count = list(uniform), first
     while True:
         last = len(alive) <= finalists or count >= len(evaluator.parts["refine"])
         images = None if last else count

@@ -160,6 +160,7 @@ def _discretize(
             uniform,
             settings.refine,
             settings.finalists,
+            settings.screen_images,
             lambda: deadline.passed(REFINE_SHARE),
         )
 

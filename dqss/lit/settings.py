@@ -8,12 +8,21 @@ from dqss.discretize import RefineSettings
 from dqss.errors import UserError
 from dqss.lit.schedules import MeanFieldSchedule, Schedule
 from dqss.losses import Distance, SearchLoss
+from dqss.uniform import FIRST_RUNG
 
 STEPS, EASY_STEPS, EASY_BITS = 1200, 300, 6
 """Steps of a search, and of one whose candidates all have at least so many bits: there more steps
 found nothing better, at three bits four times as many did (experiments/cifar_resnet20)."""
 
-_POSITIVE = ("steps", "batch_size", "learning_rate", "finalists", "checkpoint_every", "discrete_images")
+_POSITIVE = (
+    "steps",
+    "batch_size",
+    "learning_rate",
+    "screen_images",
+    "finalists",
+    "checkpoint_every",
+    "discrete_images",
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class PTQSettings:
         loss: what is minimized; None: the distance.
         parts: shares of the inputs for the search with its refinement, and for the selection.
         refine: how the argmax is re-decided.
+        screen_images: on which all uniform strategies are measured; the better ones on more.
         finalists: uniform strategies that are measured on all of the part that is searched on; the
             best of them meets the searched one on the selection part.
         oracle: measure every uniform strategy on the validation data, not only the finalists.
@@ -46,6 +56,7 @@ class PTQSettings:
     loss: SearchLoss | None = None
     parts: tuple[float, float] = (0.8, 0.2)
     refine: RefineSettings = field(default_factory=RefineSettings)
+    screen_images: int = FIRST_RUNG
     finalists: int = 4
     oracle: bool = False
     max_minutes: float | None = None

@@ -114,7 +114,7 @@ def print_plan(
 def _expected_evaluations(count: int, uniform: int, steps: int, settings: PTQSettings) -> int:
     search, select = (round(share * count) for share in settings.parts)
     batch = min(settings.batch_size, max(search, 1))
-    screening = uniform * 16 * 2 + settings.finalists * search
+    screening = uniform * settings.screen_images * 2 + settings.finalists * search
     return int(
         search
         + 3 * steps * batch
