@@ -17,6 +17,9 @@ from dqss.lit.mean_field import MeanField
 SHORTEST_MEMORY = 0.1
 """With less, options that were not drawn for long would have next to no weight in the fit."""
 
+LARGEST_REHEAT = 0.25
+"""Share of a search that may go to its reheats: the fall before them must be slow."""
+
 
 class Schedule(ABC):
     """Relaxation, entropy penalty and optimizer of a search of so many steps.
@@ -60,18 +63,21 @@ class MeanFieldSchedule(Schedule):
         entropy, final_entropy: mean entropy of the decisions after the first step and when it has
             fallen, as a share of ``log K``; linear in between.
         memory: how long a step counts, as a share of all steps: what earlier steps have taught
-            is multiplied by ``1 - 1 / (memory steps)`` each step.
+            is multiplied by ``1 - 1 / (memory steps)`` each step ...
+        longest_memory: ... or by ``1 - 1 / longest_memory`` if that is less.
         reheats: how often it falls again ...
         reheat_entropy: ... from this share of ``log K`` ...
-        reheat_share: ... in this share of all steps each time.
+        reheat_steps: ... in so many steps each time. Not at all in searches so short that this
+            would take more than a quarter of their steps.
     """
 
     entropy: float = 1.0
     final_entropy: float = 0.05
-    memory: float = 0.3
+    memory: float = 0.67
+    longest_memory: int = 360
     reheats: int = 3
     reheat_entropy: float = 0.3
-    reheat_share: float = 1 / 12
+    reheat_steps: int = 100
 
     def __post_init__(self) -> None:
         for name in ("entropy", "final_entropy", "reheat_entropy"):
@@ -82,13 +88,9 @@ class MeanFieldSchedule(Schedule):
             raise UserError(
                 f"schedule.memory={self.memory}: expected a share of the steps, {SHORTEST_MEMORY} or more"
             )
-        if self.reheats < 0:
-            raise UserError(f"schedule.reheats={self.reheats}: expected 0 or more")
-        if self.reheat_share < 0 or not self.reheats * self.reheat_share < 1:
-            raise UserError(
-                f"schedule.reheat_share={self.reheat_share}: {self.reheats} reheats leave no steps for the "
-                "search before them"
-            )
+        for name, least in (("longest_memory", 1), ("reheats", 0), ("reheat_steps", 1)):
+            if not getattr(self, name) >= least:
+                raise UserError(f"schedule.{name}={getattr(self, name)}: expected {least} or more")
 
     def relaxation(self, progress: float) -> Relaxation:
         """See :meth:`Schedule.relaxation`."""
@@ -103,7 +105,8 @@ class MeanFieldSchedule(Schedule):
             share = entropy + (self.final_entropy - entropy) * min(1.0, (done - first) / (last - first))
             return min(max(share, 1e-3), 0.999)  # at 0 and 1 the temperature would be 0 and infinite
 
-        return {"optimizer": MeanField(decisions, wanted, 1.0 - min(1.0, 1.0 / (self.memory * steps)))}
+        memory = min(self.memory * steps, self.longest_memory)
+        return {"optimizer": MeanField(decisions, wanted, 1.0 - min(1.0, 1.0 / memory))}
 
     def cold(self, steps: int) -> list[int]:
         """See :meth:`Schedule.cold`: where the entropy has fallen."""
@@ -111,10 +114,9 @@ class MeanFieldSchedule(Schedule):
 
     def _falls(self, steps: int) -> list[tuple[int, int, float]]:
         """First step, last step and entropy to begin with, each time that the entropy falls."""
-        length = int(self.reheat_share * steps)
-        reheats = self.reheats if length else 0  # of short searches there is nothing to spare
-        begin = steps - reheats * length
-        again = [(first, first + length, self.reheat_entropy) for first in range(begin, steps, length or 1)]
+        reheats = self.reheats if self.reheats * self.reheat_steps <= LARGEST_REHEAT * steps else 0
+        begin, length = steps - reheats * self.reheat_steps, self.reheat_steps
+        again = [(first, first + length, self.reheat_entropy) for first in range(begin, steps, length)]
         return [(0, begin, self.entropy), *again]
 
 

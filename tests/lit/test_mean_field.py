@@ -150,33 +150,32 @@ def test_entropy_falls_as_the_schedule_says() -> None:
 def test_entropy_falls_again_from_a_lower_one() -> None:
     problem = Quadratic((8, 8, 5), seed=0)
     steps = 60
-    schedule = MeanFieldSchedule(0.9, 0.1, reheats=2, reheat_entropy=0.4, reheat_share=0.2)
-    assert schedule.cold(steps) == [36, 48, 60]
+    schedule = MeanFieldSchedule(0.9, 0.1, reheats=2, reheat_entropy=0.4, reheat_steps=7)
+    assert schedule.cold(steps) == [46, 53, 60]
     optimizer = schedule.optimizer(problem.decisions, steps, learning_rate=1.0)["optimizer"]
     for step in range(steps):
         problem.run(optimizer, step + 1, begin=step)
         shares = [float(d.entropy().detach()) / math.log(len(d.options)) for d in problem.decisions]
         done = step + 1
-        if done < 36:
-            wanted = 0.9 - 0.8 * done / 36
-        else:  # what is wanted until the next step: at 36 and 48 it has begun anew
-            wanted = 0.1 if done == steps else 0.4 - 0.3 * (done % 12) / 12
+        if done < 46:
+            wanted = 0.9 - 0.8 * done / 46
+        else:  # what is wanted until the next step: at 46 and 53 it has begun anew
+            wanted = 0.1 if done == steps else 0.4 - 0.3 * ((done - 46) % 7) / 7
         assert sum(shares) / 3 == pytest.approx(wanted, abs=2e-3)
 
 
-@given(st.integers(1, 400), st.integers(0, 5), st.floats(0.0, 0.19))
-def test_falls_fill_all_steps(steps: int, reheats: int, share: float) -> None:
-    schedule = MeanFieldSchedule(reheats=reheats, reheat_share=share)
-    cold = schedule.cold(steps)
-    assert cold == sorted(set(cold)) and cold[-1] == steps and 1 <= len(cold) <= reheats + 1
-    assert cold[0] >= 0.05 * steps
+@given(st.integers(1, 4000), st.integers(0, 5), st.integers(1, 200))
+def test_falls_fill_all_steps_and_the_first_is_the_longest(steps: int, reheats: int, length: int) -> None:
+    cold = MeanFieldSchedule(reheats=reheats, reheat_steps=length).cold(steps)
+    assert cold[-1] == steps and cold[0] >= 0.75 * steps
+    assert len(cold) == 1 + (reheats if reheats * length <= steps / 4 else 0)
+    assert all(after - before == length for before, after in itertools.pairwise(cold))
 
 
-def test_reheats_that_leave_no_steps_are_refused() -> None:
-    with pytest.raises(UserError, match=r"schedule\.reheat_share=0\.5: 2 reheats leave no steps"):
-        MeanFieldSchedule(reheats=2, reheat_share=0.5)
-    with pytest.raises(UserError, match=r"schedule\.reheats=-1"):
-        MeanFieldSchedule(reheats=-1)
+@pytest.mark.parametrize("field", ["longest_memory", "reheats", "reheat_steps"])
+def test_counts_out_of_range_are_refused(field: str) -> None:
+    with pytest.raises(UserError, match=rf"schedule\.{field}=-1: expected [01] or more"):
+        MeanFieldSchedule(**{field: -1})
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -189,9 +188,10 @@ def test_a_gradient_that_is_no_number_stops_it(bad: float) -> None:
         optimizer.step()
 
 
-def test_memory_is_a_share_of_the_steps() -> None:
+def test_memory_is_a_share_of_the_steps_up_to_a_limit() -> None:
     decisions = [Decision("d", (0, 1))]
-    for steps, memory, factor in ((100, 0.5, 0.98), (300, 2.0, 1 - 1 / 600), (2, 0.1, 0.0)):
+    cases = ((100, 0.5, 0.98), (2, 0.1, 0.0), (300, 2.0, 1 - 1 / 360), (1200, 0.67, 1 - 1 / 360))
+    for steps, memory, factor in cases:
         made = MeanFieldSchedule(memory=memory).optimizer(decisions, steps, 0.1)["optimizer"]
         assert made.param_groups[0]["memory"] == pytest.approx(factor)
 
