@@ -22,14 +22,15 @@ class RefineSettings:
         screen: images on which a change is tried first; only promising ones get the whole part.
         alternatives: options tried per decision in one sweep.
         confidence: a change is kept if its mean gain exceeds so many standard errors of the
-            gains (paired, over the images). Many changes are tried: of those that do nothing, one
-            in six gains more than one standard error by chance, one in forty more than two.
+            gains (paired, over the images). Hundreds of changes are tried: of those that do nothing,
+            one in six gains more than one standard error by chance, one in forty more than two, one
+            in seven hundred more than three.
     """
 
     passes: float = 10.0
     screen: int = 32
     alternatives: int = 2
-    confidence: float = 2.0
+    confidence: float = 3.0
 
     def __post_init__(self) -> None:
         for name, least in (("passes", 0), ("screen", 1), ("alternatives", 1), ("confidence", 0)):
