@@ -19,7 +19,6 @@ from dqss.errors import DataError
 from dqss.io import ensure_folder, write_json_atomic
 from dqss.lit.summary import print_rows
 from dqss.losses import Distance, default_distance
-from dqss.metrics import task_metric
 from dqss.models import LoadedModel
 from dqss.prepare import prepare
 from dqss.signature import example_inputs
@@ -47,7 +46,7 @@ def main(config: DictConfig) -> None:
     if loader is None:
         raise DataError("there is no validation data; give data.validation_dir=FOLDER")
     quantized = apply_strategy(loaded.module, bundle, force=config.force)
-    name, metric = task_metric(data.task, loaded.num_classes)
+    name, metric = data.metric()
     rows = measure(_float(loaded.module, bundle), quantized, loader, _distance(stored.method), metric, name)
     print_rows(Console(), rows, ROWS, "validation")
     write_json_atomic(ensure_folder(config.run_dir) / "metrics.json", rows)

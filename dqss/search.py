@@ -23,7 +23,6 @@ from dqss.lit.quiet import quiet_lightning
 from dqss.lit.search import SearchResult, search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.lit.summary import print_plan, print_result
-from dqss.metrics import task_metric
 from dqss.models import LoadedModel
 from dqss.progress import ConsoleReporter, Interrupted
 from dqss.strategy import STRATEGY_FILE, ModelInfo
@@ -63,7 +62,7 @@ def search(config: DictConfig, folder: Path, reporter: ConsoleReporter) -> float
         print_plan(Console(), loaded.module, samples, space, settings, config.seed)
         return None
     loader = data.val_dataloader()
-    name, metric = task_metric(data.task, loaded.num_classes)
+    name, metric = data.metric()
     with _logger(config) as logger:
         result = search_ptq(
             loaded.module,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from dqss.errors import DataError
+from dqss.metrics import task_metric
 from dqss.models.loaded import InputConfig
 from dqss.samples import Samples
 
@@ -19,7 +21,7 @@ class CalibrationDataModule(pl.LightningDataModule):
     Order of use: :meth:`configure`, then any of the others, any number of times.
 
     Attributes:
-        task: what outputs mean: ``"classification"`` for logits.
+        task: what outputs mean: ``"classification"`` for logits, ``"super_resolution"`` for pictures.
         batch_size: images in a batch of the loaders.
     """
 
@@ -36,6 +38,12 @@ class CalibrationDataModule(pl.LightningDataModule):
         Raises:
             DataError: if this data cannot be given that form.
         """
+        if input is not None and input.scale > 1 and self.task == "classification":
+            name = type(self).__name__.lower()
+            raise DataError(
+                f"data={name} is for classifiers, and the model enlarges pictures: choose data=pictures or "
+                "data=photographs"
+            )
         self.input, self.num_classes = input, num_classes
 
     @abstractmethod
@@ -50,8 +58,13 @@ class CalibrationDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any] | None:
         """Batches ``(inputs, targets)`` to measure on, read lazily; None where there are none.
 
-        ``targets`` is an integer tensor ``[N]``, or None for unlabelled data.
+        ``targets`` is an integer tensor ``[N]``, a picture for networks that make pictures, or None
+        for unlabelled data.
         """
+
+    def metric(self) -> tuple[str, Callable[[], Any] | None]:
+        """Name and factory of what outputs are measured by; no factory where there is nothing."""
+        return task_metric(self.task, self.num_classes)
 
     @abstractmethod
     def summary(self) -> str:

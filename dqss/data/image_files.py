@@ -30,9 +30,7 @@ def image_files(folder: Path, option: str) -> list[Path]:
     Raises:
         DataError: if the folder is missing, unreadable, or has no image in it.
     """
-    if not folder.is_dir():
-        fault = "is not a folder" if folder.exists() else "does not exist"
-        raise DataError(f"{option}={folder} {fault}: give a folder of images")
+    check_folder(folder, option)
     failures: list[OSError] = []
     found = [
         Path(root) / name
@@ -47,6 +45,21 @@ def image_files(folder: Path, option: str) -> list[Path]:
     return sorted(found)
 
 
+def check_folder(folder: Path, option: str) -> None:
+    """Refuse what is no folder.
+
+    Args:
+        folder: what was named.
+        option: the option that named it, for messages.
+
+    Raises:
+        DataError: for a file, or nothing.
+    """
+    if not folder.is_dir():
+        fault = "is not a folder" if folder.exists() else "does not exist"
+        raise DataError(f"{option}={folder} {fault}: give a folder of images")
+
+
 def spread(count: int, chosen: int, seed: int) -> list[int]:
     """``chosen`` of the indices ``0..count-1``, evenly spread; the seed moves where they start.
 
@@ -58,10 +71,15 @@ def spread(count: int, chosen: int, seed: int) -> list[int]:
     return [min(count - 1, int((position + start) * count / chosen)) for position in range(chosen)]
 
 
-def read_image(path: Path, mode: str) -> Image.Image:
+def read_image(path: Path, mode: str, *, opaque: bool = False) -> Image.Image:
     """The first frame of an image file, in 8-bit ``mode`` (``"RGB"`` or ``"L"``).
 
     Grey, palette, alpha, CMYK and deeper images are converted; transparency is dropped.
+
+    Args:
+        path: the file.
+        mode: of the result.
+        opaque: refuse images that are transparent somewhere: what colour is there is anyone's guess.
 
     Raises:
         ValueError: if the file is not such an image, is cut short, or decodes to absurdly many pixels.
@@ -71,11 +89,21 @@ def read_image(path: Path, mode: str) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as image:
                 image.load()
+                if opaque and _is_transparent(image):
+                    raise ValueError("it has transparent pixels: lay it over a background")
                 return _eight_bit(image).convert(mode)
     except Exception as error:  # decoders raise whatever they meet: struct.error, SyntaxError, ...
         raise ValueError(
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         ) from None
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether a pixel is not opaque, as alpha channels, palettes and colour keys can say."""
+    if not image.has_transparency_data:
+        return False
+    alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    return bool(alpha.min() < 255)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

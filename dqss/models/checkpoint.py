@@ -18,7 +18,7 @@ from dqss.errors import ModelError, near_match
 
 _TORCH_SUFFIXES = (".pth", ".th", ".pt", ".ckpt", ".bin", ".tar")
 # The averaged weights come first because they are the ones that training reports.
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+_WRAPPERS = ("state_dict_ema", "model_ema", "params_ema", "state_dict", "model_state_dict", "model", "params")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 # Counts batches in training; evaluation does not read it and old files do not have it.
 _COUNTER = "num_batches_tracked"
@@ -52,6 +52,7 @@ def load_checkpoint(
     *,
     what: str,
     mapping: str | CheckpointMapping = CheckpointMapping.NAME,
+    options: str = "model.name or model.num_classes",
 ) -> None:
     """Load the weights in ``path`` into ``model``, all of them or none.
 
@@ -61,6 +62,7 @@ def load_checkpoint(
         what: name of the network for messages.
         mapping: by name, or by position for files whose tensors agree with the network's in
             number, order and shapes under other names.
+        options: what decides the shapes of the network, for messages.
 
     Raises:
         ModelError: if the file is missing, damaged, holds code (which is not run), or its
@@ -73,7 +75,7 @@ def load_checkpoint(
     found = {key: value for key, value in found.items() if not key.endswith(_COUNTER)}
     if mapping is CheckpointMapping.ORDER:
         found = _by_order(found, own, path, what)
-    _check(found, own, path, what)
+    _check(found, own, path, what, options)
     model.load_state_dict(found, strict=False)
 
 
@@ -159,7 +161,9 @@ def _by_order(
     )
 
 
-def _check(found: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, what: str) -> None:
+def _check(
+    found: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, what: str, options: str
+) -> None:
     """Raise unless names and shapes agree."""
     shapes = [
         f"{key} ({list(found[key].shape)} in the file, {list(value.shape)} in the model)"
@@ -174,7 +178,7 @@ def _check(found: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, w
     faults = [fault for fault in faults if fault]
     if not faults:
         return
-    way_out = "give the model.name or model.num_classes that it was trained with"
+    way_out = f"give the {options} that it was trained with"
     if _matches_in_order(found, own):
         way_out = "shapes agree in order: model.checkpoint_mapping=order loads them by position"
     raise ModelError(f"checkpoint {path} does not fit {what}: {'; '.join(faults)}; {way_out}")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dqss.errors import ModelError
+
 
 @dataclass(frozen=True)
 class InputConfig:
@@ -17,6 +19,8 @@ class InputConfig:
         interpolation: name of the filter that resizes: ``"bilinear"``, ``"bicubic"``.
         crop_pct: the image is resized to ``H / crop_pct`` before its centre is cut out.
         crop_mode: ``"center"``, or timm's ``"squash"`` and ``"border"``.
+        scale: factor by which the network enlarges them; 1 for networks that do not. Where it does,
+            ``size`` is that of a training patch, and images of other sizes are welcome.
     """
 
     size: tuple[int, int, int]
@@ -25,6 +29,16 @@ class InputConfig:
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
     crop_mode: str = "center"
+    scale: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what is no factor.
+
+        Raises:
+            ModelError: for it.
+        """
+        if isinstance(self.scale, bool) or not isinstance(self.scale, int) or self.scale < 1:
+            raise ModelError(f"model.input.scale={self.scale}: expected a whole number of at least 1")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def refused(cwd: Path, *words: object) -> str:
         (["search_space.weigth_bits=4"], "weigth_bits: unknown option (did you mean 'weight_bits'?)"),
         (["weight_bits=4"], "weight_bits: unknown option (did you mean 'search_space.weight_bits'?)"),
         (["+search_space.weigth_bits=4"], "weigth_bits: unknown option (did you mean 'weight_bits'?)"),
-        (["model=tim"], "model=tim (did you mean 'timm'?): expected one of digits_resnet20, own"),
+        (["model=tim"], "model=tim (did you mean 'timm'?): expected one of digits_resnet20, ditn"),
         (["+modle=timm"], "modle: unknown option (did you mean 'model'?)"),
         (["search_space.weight_bits=[4,8"], "search_space.weight_bits=[4,8"),
         (["method.steps=many"], "method.steps=many: expected a whole number"),

@@ -19,6 +19,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 NEEDED = {
     ("model", "own"): ["model.target=torch.nn:Linear", "+model.kwargs={in_features:3,out_features:2}"],
     ("data", "imagefolder"): ["data.calibration_dir=."],
+    ("data", "pictures"): ["data.calibration_dir=."],
     ("logger", "wandb"): ["logger.offline=true"],
 }
 KINDS = {"model": LoadedModel, "data": CalibrationDataModule, "search_space": SearchSpace}

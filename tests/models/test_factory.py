@@ -124,6 +124,10 @@ def test_own_model_faults_are_named(own_module: str) -> None:
     refused("TypeError", own_model, f"{own_module}:tiny", kwargs={"widht": 3})
     refused("did you mean 'mean'", own_model, f"{own_module}:tiny", input={"size": [3, 8, 8], "maen": [0]})
     refused("channels, height, width", own_model, f"{own_module}:tiny", input={"size": [8, 8]})
+    for scale in (0, "2", 1.5):
+        refused(
+            "scale=.*whole number", own_model, f"{own_module}:tiny", input={"size": [3, 8, 8], "scale": scale}
+        )
 
 
 def test_shipped_digits_weights_differ_from_fresh_ones() -> None:

@@ -1,0 +1,138 @@
+"""Data for networks that enlarge pictures: patches to search or train on, whole pictures to measure."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dqss.data.base import CalibrationDataModule, positive
+from dqss.data.paired_images import PairedImages
+from dqss.data.pairs import Pair
+from dqss.data.patches import Patches
+from dqss.errors import DataError
+from dqss.image_quality import PsnrY
+from dqss.models.loaded import InputConfig
+from dqss.samples import Samples
+
+_WHITE = 255.0
+
+
+class SuperResolutionData(CalibrationDataModule):
+    """Inputs are low-resolution images in the network's range, targets the pictures in the same.
+
+    Args:
+        calibration_images: how many patches to search on; not turned or mirrored.
+        patch: pixels a side of a low-resolution patch; None for what the network was trained on.
+        seed: of the choice of patches.
+
+    Raises:
+        DataError: for numbers below one.
+    """
+
+    task = "super_resolution"
+    # Whole pictures differ in size.
+    batch_size = 1
+    scale: int
+    peak: float
+    size: int
+
+    def __init__(self, calibration_images: int, patch: int | None, seed: int) -> None:
+        super().__init__()
+        self.calibration_images = positive("calibration_images", calibration_images)
+        self.patch = None if patch is None else positive("patch", patch)
+        self.seed = seed
+
+    @abstractmethod
+    def training_pairs(self) -> list[Pair]:
+        """Pictures to search or train on."""
+
+    @abstractmethod
+    def validation_pairs(self) -> list[Pair] | None:
+        """Pictures to measure on; None where there are none."""
+
+    def configure(self, input: InputConfig | None, num_classes: int | None = None) -> None:
+        """See :meth:`CalibrationDataModule.configure`.
+
+        Raises:
+            DataError: unless the network enlarges colour images of a range from zero on.
+        """
+        super().configure(input, num_classes)
+        name = type(self).__name__.lower()
+        if input is None or input.scale < 2:
+            raise DataError(
+                f"data={name} is for networks that enlarge pictures, and this model does not say that it "
+                "does: choose one such as model=rlfn_x4, or give model.input.scale"
+            )
+        if input.size[0] != 3:
+            raise DataError(f"the model expects images of {input.size[0]} channels: data={name} has 3")
+        if any(input.mean) or len(set(input.std)) > 1:
+            raise DataError(
+                f"data={name} gives images of range 0..1/std: give model.input.mean=[0,0,0] and one std, "
+                "and put any other normalization into the model"
+            )
+        self.scale, self.peak = input.scale, 1 / input.std[0]
+        self.size = self.patch or min(input.size[1:])
+        # What was found for another scale is not for this one.
+        for found in ("training", "validation"):
+            self.__dict__.pop(found, None)
+
+    @cached_property
+    def training(self) -> PairedImages:
+        """Pictures to search or train on."""
+        return PairedImages(self.training_pairs(), self.scale)
+
+    @cached_property
+    def validation(self) -> PairedImages | None:
+        """Pictures to measure on, or None."""
+        pairs = self.validation_pairs()
+        # Each is read once a pass: keeping them would gain little.
+        return None if pairs is None else PairedImages(pairs, self.scale, cache_bytes=0)
+
+    def calibration(self) -> Samples:
+        """See :meth:`CalibrationDataModule.calibration`."""
+        patches = Patches(self.training, self.size, self.calibration_images, self.seed, augment=False)
+        pairs = [self.units(*patches[index]) for index in range(len(patches))]
+        return Samples([low for low, _ in pairs], [high for _, high in pairs])
+
+    def val_dataloader(self) -> DataLoader[Any] | None:
+        """Whole pictures one by one, ``[1, 3, h, w]`` and ``[1, 3, scale h, scale w]``."""
+        if self.validation is None:
+            return None
+        return DataLoader(_InUnits(self.validation, self.units), batch_size=1)
+
+    def metric(self) -> tuple[str, Callable[[], Any] | None]:
+        """See :meth:`CalibrationDataModule.metric`: PSNR on luma, in dB, without a border of the scale."""
+        return "psnr", lambda: PsnrY(self.peak, self.scale)
+
+    def units(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels in 0..255 as the network has them: floats in ``0..peak``."""
+        return low.float() * (self.peak / _WHITE), high.float() * (self.peak / _WHITE)
+
+    def summary(self) -> str:
+        """See :meth:`CalibrationDataModule.summary`."""
+        validation = "no" if self.validation is None else len(self.validation)
+        name, patches = type(self).__name__.lower(), f"{self.calibration_images} patches"
+        return (
+            f"{name}: {patches} of {self.size}x{self.size} out of {len(self.training)} pictures, enlarged "
+            f"x{self.scale}; {validation} pictures to measure on"
+        )
+
+
+class _InUnits(Dataset[tuple[Tensor, Tensor]]):
+    """Whole pairs in the network's range."""
+
+    def __init__(
+        self, images: PairedImages, units: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    ) -> None:
+        self.images, self.units = images, units
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.units(*self.images[index].whole())
