@@ -1,21 +1,24 @@
 """The benchmarks' own pieces: parallel layers, paired ratios, peaks, and rows that survive interruption."""
 
 import csv
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from dqss.functional import fake_quantize
-from experiments.benchmarks import memory, run, steps, tables
+from dqss.models.loaded import LoadedModel
+from experiments.benchmarks import measure, memory, run, steps, tables
 from experiments.benchmarks.measure import Job, Row
-from experiments.benchmarks.networks import settle
+from experiments.benchmarks.networks import NETWORKS, settle
 from experiments.benchmarks.parallel import ParallelLayer, logits_of, parallelize
 from experiments.benchmarks.timing import Ratio, interleave
 from experiments.harness import Table
@@ -191,6 +194,24 @@ def test_the_summary_has_the_targets_and_all_rows(tmp_path: Path) -> None:
     assert "| search step / float step, 8 candidates | - (<= 0.95) | 1.25 (<= 1.5) |" in text
     assert "| search step, 16 candidates / 2 | - (<= 1.5) | 1.4 (<= 2.5) |" in text
     assert "| step, 16, parallel | - | out of memory |" in text
+
+
+def test_what_does_not_fit_is_a_row_and_other_errors_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = dataclasses.replace(NETWORKS["resnet20"], load=lambda: LoadedModel(cnn(), "own", "cnn"), size=6)
+    monkeypatch.setitem(NETWORKS, "resnet20", network)
+    monkeypatch.setattr(measure, "interleave", lambda works, rounds, home, **_: interleave(works, 1, home))
+
+    def make(name: str, *rest: Any) -> steps.Step:
+        if name == steps.PARALLEL:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return original(name, *rest)
+
+    original = steps.make
+    monkeypatch.setattr(steps, "make", make)
+    rows = measure.step_rows(Job("step", "resnet20", 2, ("eager", "parallel")))
+    assert [(r.name, r.note) for r in rows] == [("float", ""), ("eager", ""), ("parallel", "out of memory")]
+    with pytest.raises(RuntimeError, match="shapes"):
+        measure._lost("parallel", RuntimeError("shapes do not match"))
 
 
 @pytest.mark.slow

@@ -124,7 +124,7 @@ def step_rows(job: Job) -> list[Row]:
             for _ in range(WARM_UP):
                 step()
             works[name] = step
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             lost.append(_lost(name, error))
     found = interleave(works, job.rounds, job.home, least_seconds=20)
     return [_timed_row(name, found[name], found[steps.FLOAT]) for name in works] + lost
@@ -141,7 +141,7 @@ def memory_rows(job: Job) -> list[Row]:
         for _ in range(WARM_UP):
             step()
         peak = memory.peak_of(step, step.optimizer.zero_grad, own, job.home)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         return [_lost(name, error)]
     note = f"{peak.passing / MEBIBYTE:.1f} MiB in passing, {peak.kept / MEBIBYTE:.1f} MiB kept"
     return [Row(name, nan, nan, nan, peak.total / MEBIBYTE, 3, note)]
@@ -233,8 +233,9 @@ def _timed_row(name: str, seconds: Sequence[float], reference: Sequence[float]) 
     return Row(name, ratio.median, ratio.low, ratio.high, median(seconds), len(seconds))
 
 
-def _lost(name: str, error: RuntimeError) -> Row:
-    if "memory" not in str(error):
+def _lost(name: str, error: Exception) -> Row:
+    """The row of what did not fit; oneDNN says no more than that a primitive could not be made or run."""
+    if isinstance(error, RuntimeError) and not any(word in str(error) for word in ("memory", "primitive")):
         raise error
     return Row(name, nan, nan, nan, nan, 0, OUT_OF_MEMORY)
 
