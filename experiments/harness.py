@@ -126,7 +126,16 @@ class HeldOut:
         """A discrete network on (the first ``count``) images."""
         with supernet.assign(assignment):
             runs = self.images[:count].split(self.batch_size)
-            outputs = torch.cat([supernet(run) for run in runs])
+            return self.judge(torch.cat([supernet(run) for run in runs]))
+
+    @torch.no_grad()
+    def measure_module(self, model: nn.Module) -> Quality:
+        """Any other network, as it stands."""
+        return self.judge(torch.cat([model(run) for run in self.images.split(self.batch_size)]))
+
+    def judge(self, outputs: Tensor) -> Quality:
+        """Outputs for (the first of) the images."""
+        count = len(outputs)
         wanted = torch.log_softmax(self.reference[:count], 1)
         kl = (wanted.exp() * (wanted - torch.log_softmax(outputs, 1))).sum(1).mean()
         return Quality(float(kl), outputs.argmax(1) == self.labels[:count])

@@ -1,7 +1,7 @@
 """Search spaces of the studies in ``experiments/``, frozen: changing a default changes no study.
 
 All layers and the input, per-channel symmetric weights, per-tensor affine activations. The spaces
-of two, eight and sixteen candidates a side contain one another.
+of two, four, eight and sixteen candidates a side contain one another.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dqss.space import SearchSpace
 Algorithms = list[str | dict[str, Any]]
 
 TWO: Algorithms = ["minmax", "mse"]
+FOUR_WEIGHTS: Algorithms = [*TWO, {"name": "percentile", "p": 99.0}, "aciq_laplace"]
+FOUR_ACTIVATIONS: Algorithms = [*TWO, {"name": "percentile", "p": 99.9}, "aciq_laplace"]
 EIGHT_WEIGHTS: Algorithms = [
     "minmax",
     {"name": "percentile", "p": 99.0},
@@ -50,6 +52,11 @@ SIXTEEN_ACTIVATIONS: Algorithms = [
 def two(weight_bits: int, activation_bits: int | None = None) -> SearchSpace:
     """Min-max and MSE."""
     return _space("two", TWO, TWO, weight_bits, activation_bits)
+
+
+def four(weight_bits: int, activation_bits: int | None = None) -> SearchSpace:
+    """Four candidates a side."""
+    return _space("four", FOUR_WEIGHTS, FOUR_ACTIVATIONS, weight_bits, activation_bits)
 
 
 def eight(weight_bits: int, activation_bits: int | None = None) -> SearchSpace:

@@ -8,7 +8,7 @@ from dqss.search_spaces import studies
 from dqss.space import SearchSpace
 from dqss.spec import PerChannel, PerTensor
 
-SPACES = {2: studies.two, 8: studies.eight, 16: studies.sixteen}
+SPACES = {2: studies.two, 4: studies.four, 8: studies.eight, 16: studies.sixteen}
 
 
 def kinds(space: SearchSpace) -> tuple[set[object], set[object]]:
@@ -29,7 +29,7 @@ def test_as_many_as_the_name_says_on_the_grids_that_are_promised(count: int) -> 
 
 
 def test_one_space_contains_the_next() -> None:
-    found = [kinds(SPACES[count](4)) for count in (2, 8, 16)]
+    found = [kinds(SPACES[count](4)) for count in (2, 4, 8, 16)]
     for smaller, larger in itertools.pairwise(found):
         assert all(few < many for few, many in zip(smaller, larger, strict=True))
 

@@ -1,0 +1,168 @@
+"""ModelOpt's auto_quantize beside a search of dqss: same network, images and process. See README.md here.
+
+    python -m experiments.benchmarks.modelopt --data FOLDER --mobilenet FILE
+
+It needs an environment of its own, with ``nvidia-modelopt`` beside dqss. Rows are appended to
+modelopt.csv; rows that are there already are not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dqss.discretize import RefineSettings
+from dqss.lit.search import search_ptq
+from dqss.lit.settings import PTQSettings
+from dqss.samples import Samples
+from dqss.search_spaces.studies import eight
+from experiments.benchmarks.timing import timed
+from experiments.harness import CPU, Table, quiet
+from experiments.imagenet_mobile.run import Network
+
+HERE = Path(__file__).parent
+COLUMNS = ("row", "images", "passes", "passes_low", "passes_high", "kl", "top1", "seconds", "note")
+BATCH = 16
+PASSES = 3
+"""Float passes before and after what they are the unit of."""
+
+Found = tuple[nn.Module, str]
+Tool = Callable[[], Found]
+
+
+def formats(mtq: Any) -> list[dict[str, Any]]:
+    """W8A8 by ModelOpt's own recipe, clipped at the largest value and where the squared error is least."""
+    base = mtq.INT8_DEFAULT_CFG
+    return [copy.deepcopy(base), {**copy.deepcopy(base), "algorithm": {"method": "mse"}}]
+
+
+def auto_quantize(model: nn.Module, images: Tensor, labels: Tensor) -> Found:
+    """ModelOpt's search by gradients; every layer is quantized (``allow_no_quant=False``)."""
+    import modelopt.torch.quantization as mtq
+
+    batches = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
+    space = {"module_name_patterns": ["*"], "quantization_formats": formats(mtq), "allow_no_quant": False}
+    found, state = mtq.auto_quantize(
+        copy.deepcopy(model),
+        constraints={"effective_bits": 8.0},
+        quantization_formats=formats(mtq),
+        data_loader=batches,
+        forward_step=lambda network, batch: network(batch[0]),
+        loss_func=lambda output, batch: F.cross_entropy(output, batch[1]),
+        num_calib_steps=len(batches),
+        num_score_steps=len(batches),
+        method="gradient",
+        module_search_spaces=[space],
+    )
+    chosen = [str(recipe) for recipe in state["best"]["recipe"].values()]
+    counts = {name: chosen.count(name) for name in sorted(set(chosen))}
+    return found, "; ".join(f"{name}: {count}" for name, count in counts.items())
+
+
+def quantize(model: nn.Module, images: Tensor, algorithm: int) -> Found:
+    """One of its formats for all layers, without a search."""
+    import modelopt.torch.quantization as mtq
+
+    def run(network: nn.Module) -> None:
+        for batch in images.split(BATCH):
+            network(batch)
+
+    return mtq.quantize(copy.deepcopy(model), formats(mtq)[algorithm], run), ""
+
+
+def searched(model: nn.Module, samples: Samples, settings: PTQSettings) -> Found:
+    """The search of dqss with the eight candidates a side of the studies."""
+    result = search_ptq(model, samples, eight(8, 8), settings, trainer=CPU)
+    note = f"exported: {result.discretized.exported}; counted: {result.metrics['evaluations']}"
+    return result.quantized(), note
+
+
+def stack(samples: Samples) -> tuple[Tensor, Tensor]:
+    """All images and labels."""
+    everything = range(len(samples))
+    labels = samples.targets(everything)
+    if labels is None:
+        raise SystemExit(
+            "error: ModelOpt's gradients are those of a loss of labels: put images in class folders"
+        )
+    return samples.batch(everything), labels
+
+
+def float_pass(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    """The unit of time."""
+
+    @torch.no_grad()
+    def run() -> None:
+        for batch in images.split(2 * BATCH):
+            model(batch)
+
+    return run
+
+
+def fill(table: Table, network: Network, settings: PTQSettings) -> None:
+    """The rows that are missing, each between float passes of its own."""
+    images, labels = stack(network.samples)
+    model, device = network.model, torch.device("cpu")
+    run = float_pass(model, images)
+    tools: dict[str, Tool] = {
+        "modelopt auto_quantize": lambda: auto_quantize(model, images, labels),
+        "modelopt max": lambda: quantize(model, images, 0),
+        "modelopt mse": lambda: quantize(model, images, 1),
+        f"dqss, {settings.steps} steps": lambda: searched(model, network.samples, settings),
+    }
+    if not table.has("float", len(images)):
+        judged = network.held_out.float()
+        table.add("float", len(images), 1.0, 1.0, 1.0, judged.kl, judged.top1, timed(run, device), "")
+    for name, tool in tools.items():
+        if table.has(name, len(images)):
+            continue
+        if name.startswith("dqss"):
+            warm_up(model, network.samples)
+        units = [timed(run, device) for _ in range(PASSES)]
+        started = time.perf_counter()
+        found, note = tool()
+        seconds = time.perf_counter() - started
+        units += [timed(run, device) for _ in range(PASSES)]
+        judged = network.held_out.measure_module(found.eval())
+        table.add(name, len(images), *in_units(seconds, units), judged.kl, judged.top1, seconds, note)
+
+
+def in_units(seconds: float, units: Sequence[float]) -> tuple[float, float, float]:
+    """In float passes: by their median, and by the slowest and the fastest of them."""
+    return seconds / median(units), seconds / max(units), seconds / min(units)
+
+
+def warm_up(model: nn.Module, samples: Samples) -> None:
+    """Compile the mixtures, which is kept from one process to the next."""
+    short = PTQSettings(steps=2, refine=RefineSettings(passes=1), finalists=1)
+    search_ptq(model, samples.subset(range(40)), eight(8, 8), short, trainer=CPU)
+
+
+def main() -> None:
+    """Compute the rows that are missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="holds calibration and dev")
+    parser.add_argument("--mobilenet", type=Path, required=True, help="mobilenet_v2-b0353104.pth")
+    parser.add_argument("--steps", type=int, default=PTQSettings.steps, help="of the search of dqss")
+    parser.add_argument("--images", type=int, help="of the calibration set (default: all)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=HERE / "modelopt.csv")
+    arguments = parser.parse_args()
+    quiet(arguments.threads)
+    network = Network("mobilenet", arguments.mobilenet, arguments.data)
+    if arguments.images:
+        network.samples = network.samples.subset(range(arguments.images))
+    fill(Table(arguments.out, COLUMNS, keys=2), network, PTQSettings(steps=arguments.steps))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The networks of the benchmarks: random weights, random inputs; only shapes matter for time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dqss.models.factory import cifar_resnet, timm_model
+from dqss.models.loaded import LoadedModel
+
+SETTLING = 3
+"""Batches that the batch norms see before anything is measured."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """How to make a network, and what it takes.
+
+    Attributes:
+        load: gives the network.
+        size: pixels a side.
+        title: in tables.
+    """
+
+    load: Callable[[], LoadedModel]
+    size: int
+    title: str
+
+    def inputs(self, count: int, seed: int = 0) -> Tensor:
+        """Random images ``[count, 3, size, size]``."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(count, 3, self.size, self.size, generator=generator)
+
+    def build(self, batch: int = 8) -> nn.Module:
+        """The network in ``eval()``, its batch norms at the statistics of random inputs.
+
+        As they are at the start, some networks' activations fade from layer to layer, and numbers
+        near zero take other paths through the arithmetic than those of a trained network.
+        """
+        torch.manual_seed(0)
+        model: nn.Module = self.load().module
+        settle(model, [self.inputs(batch, seed) for seed in range(1, 1 + SETTLING)])
+        return model
+
+
+@torch.no_grad()
+def settle(model: nn.Module, batches: list[Tensor]) -> None:
+    """Set all batch norms to the mean statistics of ``batches``; leaves the model in ``eval()``."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over all batches
+    model.train()
+    for batch in batches:
+        model(batch)
+    model.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+NETWORKS = {
+    "resnet18": Network(lambda: timm_model("resnet18"), 224, "ResNet-18"),
+    "mobilenetv2": Network(lambda: timm_model("mobilenetv2_100"), 224, "MobileNetV2"),
+    "resnet20": Network(lambda: cifar_resnet("resnet20"), 32, "ResNet-20"),
+    "vit_tiny": Network(lambda: timm_model("vit_tiny_patch16_224"), 224, "ViT-Tiny"),
+}
