@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from dqss.discretize import RefineSettings
-from dqss.lit.search import build, search_ptq
+from dqss.lit.build import build
+from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.measure import FORWARD_FACTOR
 from dqss.progress import Reporter
@@ -65,7 +66,7 @@ class Job:
     threads: int = 1
     rounds: int = 9
     images: int = 256
-    steps: int = steps.SETTINGS.steps
+    steps: int = steps.SETTINGS.steps_at(8)
 
     @property
     def space(self) -> SearchSpace:

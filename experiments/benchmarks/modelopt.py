@@ -117,7 +117,7 @@ def fill(table: Table, network: Network, settings: PTQSettings) -> None:
         "modelopt auto_quantize": lambda: auto_quantize(model, images, labels),
         "modelopt max": lambda: quantize(model, images, 0),
         "modelopt mse": lambda: quantize(model, images, 1),
-        f"dqss, {settings.steps} steps": lambda: searched(model, network.samples, settings),
+        f"dqss, {settings.steps_at(8)} steps": lambda: searched(model, network.samples, settings),
     }
     if not table.has("float", len(images)):
         judged = network.held_out.float()
@@ -152,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="holds calibration and dev")
     parser.add_argument("--mobilenet", type=Path, required=True, help="mobilenet_v2-b0353104.pth")
-    parser.add_argument("--steps", type=int, default=PTQSettings.steps, help="of the search of dqss")
+    parser.add_argument("--steps", type=int, default=PTQSettings().steps_at(8), help="of the search of dqss")
     parser.add_argument("--images", type=int, help="of the calibration set (default: all)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=HERE / "modelopt.csv")

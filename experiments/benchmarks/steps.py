@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dqss import fused
+from dqss.lit.build import build
 from dqss.lit.ptq import PTQSearch, StepBatches
 from dqss.lit.schedules import MeanFieldSchedule, Schedule, SoftmaxSchedule
-from dqss.lit.search import build
 from dqss.lit.settings import PTQSettings
 from dqss.measure import Evaluator
 from dqss.progress import Reporter
@@ -35,6 +35,7 @@ IMAGES = 20
 """Calibration inputs of steps that are timed alone: two batches to search on, and a part that is not used."""
 SETTINGS = PTQSettings(batch_size=BATCH, discrete_every=0)
 """The defaults, without the discrete network that a search measures every fifty steps."""
+STEPS_OF_A_SEARCH = SETTINGS.steps_at(8)
 
 
 class FloatStep:
@@ -74,7 +75,7 @@ class SearchStep:
     """
 
     def __init__(self, evaluator: Evaluator, schedule: Schedule, fuse: bool) -> None:
-        batches = StepBatches(evaluator.parts["search"], evaluator.batch_size, SETTINGS.steps, seed=0)
+        batches = StepBatches(evaluator.parts["search"], evaluator.batch_size, STEPS_OF_A_SEARCH, seed=0)
         self.module = _Untrained(evaluator, batches, schedule, evaluator.distance, SETTINGS.learning_rate)
         self.module.discrete_every = 0
         self.module.to(evaluator.device)
@@ -104,7 +105,9 @@ class ParallelStep:
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
-        self.batches = StepBatches(evaluator.parts["search"], evaluator.batch_size, SETTINGS.steps, seed=0)
+        self.batches = StepBatches(
+            evaluator.parts["search"], evaluator.batch_size, STEPS_OF_A_SEARCH, seed=0
+        )
         self.model = parallelize(evaluator.supernet)
         self.optimizer = torch.optim.Adam(logits_of(self.model), SETTINGS.learning_rate, (0.9, 0.99))
         self.done = 0
