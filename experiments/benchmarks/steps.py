@@ -105,9 +105,7 @@ class ParallelStep:
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
-        self.batches = StepBatches(
-            evaluator.parts["search"], evaluator.batch_size, STEPS_OF_A_SEARCH, seed=0
-        )
+        self.batches = StepBatches(evaluator.parts["search"], evaluator.batch_size, STEPS_OF_A_SEARCH, seed=0)
         self.model = parallelize(evaluator.supernet)
         self.optimizer = torch.optim.Adam(logits_of(self.model), SETTINGS.learning_rate, (0.9, 0.99))
         self.done = 0
