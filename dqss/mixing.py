@@ -159,6 +159,9 @@ class Codes:
         return self.integers.to(torch.int32) - zero_point.to(torch.int32)
 
 
+_INTEGERS = (torch.int8, torch.int16, torch.int32)
+
+
 @dataclass(frozen=True)
 class CodeStack:
     """All candidates' codes of one weight, channels (or groups) first, for mixing in one pass.
@@ -181,8 +184,10 @@ class CodeStack:
         shape = codes[0].integers.shape
         common = common_granularity(code.grid.spec.granularity for code in codes)
         rows = [channel_view(code.steps(), common, fill=0) for code in codes]
-        largest = max(int(row.abs().max()) for row in rows)
-        kind = torch.int8 if largest < 128 else torch.int16 if largest < 32768 else torch.int32
+        low, high = min(int(row.min()) for row in rows), max(int(row.max()) for row in rows)
+        kind = next(
+            kind for kind in _INTEGERS if torch.iinfo(kind).min <= low and high <= torch.iinfo(kind).max
+        )
         scales = [
             refine_channels(code.grid.scale, shape, code.grid.spec.granularity, common) for code in codes
         ]

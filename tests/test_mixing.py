@@ -13,7 +13,7 @@ from torch import Tensor
 from dqss import fused
 from dqss.decision import StraightThroughGumbel
 from dqss.functional import fake_quantize
-from dqss.mixing import Codes, Grid, mix_codes, mix_fake_quantize, mix_fake_quantize_reference
+from dqss.mixing import Codes, CodeStack, Grid, mix_codes, mix_fake_quantize, mix_fake_quantize_reference
 from dqss.spec import Granularity, PerChannel, PerGroup, PerTensor, QuantSpec
 
 
@@ -281,3 +281,22 @@ def test_without_a_compiler_the_eager_kernels_go_on(monkeypatch: pytest.MonkeyPa
         found = everything(LARGE)
     assert len(caught) == 1
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("ends", "kind"),
+    [
+        ((-128, 127), torch.int8),
+        ((-129, 0), torch.int16),
+        ((0, 128), torch.int16),
+        ((0, 40_000), torch.int32),
+    ],
+)
+def test_stacked_codes_take_the_smallest_type_that_holds_them(
+    ends: tuple[int, int], kind: torch.dtype
+) -> None:
+    """-128 fits into a byte, as every signed weight of eight bits does."""
+    grid = Grid(torch.ones(1), torch.zeros(1), QuantSpec(16, symmetric=True))
+    stack = CodeStack.of([Codes(torch.tensor([ends], dtype=torch.int32), grid)])
+    assert stack.steps.dtype == kind and stack.steps.flatten().tolist() == list(ends)
+    assert stack.choose(0).tolist() == [list(map(float, ends))]
