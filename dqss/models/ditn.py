@@ -1,7 +1,7 @@
 """Deployment-friendly inner-patch transformer networks for super-resolution (arXiv 2308.02794).
 
-Tensors of the Real variant come in the order of the authors' code, under clearer names: files of
-theirs load with ``checkpoint_mapping=order``.
+Tensors of the Real variant are meant to come in the order of the authors' code, under clearer names,
+for ``checkpoint_mapping=order``; no weights are public, so that this was not tried.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class _Layer(nn.Module):
 class _InnerPatchLayer(_Layer):
     """Sees the patch."""
 
-    # The two kinds of layers differ in the order of their parts, because the published files do.
+    # The two kinds of layers differ in the order of their parts, to follow the authors' order.
     def __init__(self, channels: int, normalize: Normalize) -> None:
         super().__init__()
         self.attn = _InnerPatchAttention(channels)
