@@ -61,14 +61,15 @@ def print_rows(console: Console, rows: Mapping[str, Any], names: Iterable[str], 
         if rows[name] is None:
             continue
         measured = rows[name][part]
-        cells = [
-            f"{key} {100 * value:6.2f} %"
-            for key, value in measured.items()
-            if key not in ("distance", "count")
-        ]
+        cells = [_measure(key, value) for key, value in measured.items() if key not in ("distance", "count")]
         cells.append(f"{rows['distance']} {measured['distance']:.4f}")
         title = name.replace("_", " ")
         _narrow(console).print(f"{title:<13}{'  '.join(cells)}  on {measured['count']} ({part})")
+
+
+def _measure(name: str, value: float) -> str:
+    """A task metric as people read it: decibels as they are, everything else is a share."""
+    return f"{name} {value:6.2f} dB" if name == "psnr" else f"{name} {100 * value:6.2f} %"
 
 
 def print_plan(

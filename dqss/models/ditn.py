@@ -1,7 +1,7 @@
 """Deployment-friendly inner-patch transformer networks for super-resolution (arXiv 2308.02794).
 
 Tensors of the Real variant are meant to come in the order of the authors' code, under clearer names,
-for ``checkpoint_mapping=order``; no weights are public, so that this was not tried.
+for ``checkpoint_mapping=order``; that was tried with a file made in that order, not with one of theirs.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dqss.discretize import RefineSettings
 from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
-from dqss.lit.summary import print_plan, print_result
+from dqss.lit.summary import print_plan, print_result, print_rows
 from dqss.samples import Samples
 from dqss.space import Rule, SearchSpace
 from dqss.spec import Candidate, PerGroup, QuantSpec
@@ -64,3 +64,12 @@ def test_several_kinds_are() -> None:
     found = table(QuantSpec(4, True, signed=False), QuantSpec(4, False))
     assert "mse@4 unsigned symmetric tensor" in found and "mse@4 affine tensor" in found
     assert "group" not in found  # weights have only one kind
+
+
+def test_decibels_are_not_percent() -> None:
+    stream = io.StringIO()
+    rows = {name: {"selection": {"distance": 0.5, "count": 3, name: 0.25}} for name in ("psnr", "top1")}
+    print_rows(Console(file=stream, width=100), {**rows, "distance": "mse"}, rows, "selection")
+    first, second = stream.getvalue().splitlines()
+    assert "0.25 dB" in first and "%" not in first
+    assert "25.00 %" in second
