@@ -60,6 +60,17 @@ def check_folder(folder: Path, option: str) -> None:
         raise DataError(f"{option}={folder} {fault}: give a folder of images")
 
 
+def given_folders(calibration: str | Path | None, validation: str | Path | None) -> tuple[Path, Path | None]:
+    """The folders that a data group was given, with ``~`` written out.
+
+    Raises:
+        DataError: if there is none to search on.
+    """
+    if calibration is None:
+        raise DataError("data.calibration_dir is not given: name a folder of images")
+    return Path(calibration).expanduser(), None if validation is None else Path(validation).expanduser()
+
+
 def spread(count: int, chosen: int, seed: int) -> list[int]:
     """``chosen`` of the indices ``0..count-1``, evenly spread; the seed moves where they start.
 

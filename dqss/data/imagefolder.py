@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dqss.data.base import CalibrationDataModule, positive
-from dqss.data.image_files import SkippedImages, image_files, read_image, spread
+from dqss.data.image_files import SkippedImages, given_folders, image_files, read_image, spread
 from dqss.data.labels import Labelling, labels_of
 from dqss.errors import DataError
 from dqss.models.loaded import InputConfig
@@ -54,10 +54,7 @@ class ImageFolder(CalibrationDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if calibration_dir is None:
-            raise DataError("data.calibration_dir is not given: name a folder of images")
-        self.calibration_dir = Path(calibration_dir).expanduser()
-        self.validation_dir = None if validation_dir is None else Path(validation_dir).expanduser()
+        self.calibration_dir, self.validation_dir = given_folders(calibration_dir, validation_dir)
         self.calibration_images = positive("calibration_images", calibration_images)
         self.validation_images = (
             None if validation_images is None else positive("validation_images", validation_images)

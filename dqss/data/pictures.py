@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dqss.data.image_files import given_folders
 from dqss.data.pairs import Pair, find_pairs
 from dqss.data.super_resolution import SuperResolutionData
-from dqss.errors import DataError
 
 
 class Pictures(SuperResolutionData):
@@ -32,10 +32,7 @@ class Pictures(SuperResolutionData):
         seed: int = 0,
     ) -> None:
         super().__init__(calibration_images, patch, seed)
-        if calibration_dir is None:
-            raise DataError("data.calibration_dir is not given: name a folder of pictures")
-        self.calibration_dir = Path(calibration_dir).expanduser()
-        self.validation_dir = None if validation_dir is None else Path(validation_dir).expanduser()
+        self.calibration_dir, self.validation_dir = given_folders(calibration_dir, validation_dir)
 
     def training_pairs(self) -> list[Pair]:
         """See :func:`dqss.data.pairs.find_pairs`."""

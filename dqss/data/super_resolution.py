@@ -16,6 +16,7 @@ from dqss.data.pairs import Pair
 from dqss.data.patches import Patches
 from dqss.errors import DataError
 from dqss.image_quality import PsnrY
+from dqss.metrics import PSNR
 from dqss.models.loaded import InputConfig
 from dqss.samples import Samples
 
@@ -107,7 +108,7 @@ class SuperResolutionData(CalibrationDataModule):
 
     def metric(self) -> tuple[str, Callable[[], Any] | None]:
         """See :meth:`CalibrationDataModule.metric`: PSNR on luma, in dB, without a border of the scale."""
-        return "psnr", lambda: PsnrY(self.peak, self.scale)
+        return PSNR, lambda: PsnrY(self.peak, self.scale)
 
     def units(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels in 0..255 as the network has them: floats in ``0..peak``."""

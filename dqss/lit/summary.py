@@ -19,6 +19,7 @@ from dqss.lit.fit import planned_steps
 from dqss.lit.search import SearchResult
 from dqss.lit.settings import PTQSettings
 from dqss.measure import PROBES
+from dqss.metrics import as_read
 from dqss.mixed import MixedQuantizer, MixedWeight
 from dqss.progress import Reporter
 from dqss.samples import Samples
@@ -61,15 +62,10 @@ def print_rows(console: Console, rows: Mapping[str, Any], names: Iterable[str], 
         if rows[name] is None:
             continue
         measured = rows[name][part]
-        cells = [_measure(key, value) for key, value in measured.items() if key not in ("distance", "count")]
+        cells = [as_read(key, value) for key, value in measured.items() if key not in ("distance", "count")]
         cells.append(f"{rows['distance']} {measured['distance']:.4f}")
         title = name.replace("_", " ")
         _narrow(console).print(f"{title:<13}{'  '.join(cells)}  on {measured['count']} ({part})")
-
-
-def _measure(name: str, value: float) -> str:
-    """A task metric as people read it: decibels as they are, everything else is a share."""
-    return f"{name} {value:6.2f} dB" if name == "psnr" else f"{name} {100 * value:6.2f} %"
 
 
 def print_plan(
@@ -116,9 +112,11 @@ def _expected_evaluations(count: int, uniform: int, steps: int, settings: PTQSet
     search, select = (round(share * count) for share in settings.parts)
     batch = min(settings.batch_size, max(search, 1))
     screening = uniform * settings.screen_images * 2 + settings.finalists * search
+    found = len(settings.schedule.cold(steps))
     return int(
         search
         + 3 * steps * batch
+        + (found * search if found > 1 else 0)
         + settings.refine.passes * search
         + screening
         + (settings.finalists + 4) * select

@@ -97,7 +97,7 @@ def test_other_data_refuse_networks_that_enlarge(folder: Path) -> None:
 
 
 def test_options_that_make_no_sense_are_refused(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.calibration_dir is not given: name a folder of pictures"):
+    with pytest.raises(DataError, match=r"data\.calibration_dir is not given: name a folder of images"):
         Pictures()
     with pytest.raises(DataError, match=r"data\.calibration_images=0"):
         Pictures(folder, calibration_images=0)
