@@ -6,32 +6,38 @@ Nothing here knows what the options are: quantizers today, block gates tomorrow.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from dqss.precision import KeepsPrecision
 
+T = TypeVar("T")
+
 
 class Relaxation(ABC):
     """How logits become the K mixture weights of one forward pass."""
 
     @abstractmethod
-    def weights(self, logits: Tensor, noise: Tensor) -> Tensor:
+    def weights(self, logits: Tensor, noise: Tensor, place: int | None) -> Tensor:
         """Non-negative weights ``[K]`` that sum to one, differentiable in ``logits``.
 
-        ``noise`` holds K draws of the standard Gumbel distribution, fixed for the step.
+        Args:
+            logits: ``[K]``.
+            noise: K draws of the standard Gumbel distribution, fixed for the step.
+            place: what :meth:`places` says of them.
         """
 
-    def place(self, logits: Tensor, noise: Tensor) -> int | None:
-        """The one option whose weight is 1 while the others' are 0; None for true mixtures.
+    def places(self, logits: Tensor, noise: Tensor) -> Sequence[int | None]:
+        """For each row of ``[D, K]`` the one option whose weight is 1 while the others' are 0.
 
-        Of such weights only that option need be evaluated on the way forward.
+        None for true mixtures. Where there is one, only that option need be evaluated on the way
+        forward.
         """
-        return None
+        return [None] * len(logits)
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Softmax(Relaxation):
 
     temperature: float = 1.0
 
-    def weights(self, logits: Tensor, noise: Tensor) -> Tensor:
+    def weights(self, logits: Tensor, noise: Tensor, place: int | None) -> Tensor:
         """See :meth:`Relaxation.weights`; the noise is ignored."""
         return torch.softmax(logits / self.temperature, dim=0)
 
@@ -51,15 +57,12 @@ class StraightThroughGumbel(Relaxation):
 
     temperature: float = 1.0
 
-    def weights(self, logits: Tensor, noise: Tensor) -> Tensor:
+    def weights(self, logits: Tensor, noise: Tensor, place: int | None) -> Tensor:
         """See :meth:`Relaxation.weights`; exactly one-hot in value."""
-        soft = torch.softmax((logits + noise) / self.temperature, dim=0)
-        hard = torch.zeros_like(soft)
-        hard[self.place(logits, noise)] = 1.0
-        return hard + (soft - soft.detach())
+        return _one_hot(torch.softmax((logits + noise) / self.temperature, dim=0), place)
 
-    def place(self, logits: Tensor, noise: Tensor) -> int:
-        """See :meth:`Relaxation.place`."""
+    def places(self, logits: Tensor, noise: Tensor) -> Sequence[int]:
+        """See :meth:`Relaxation.places`."""
         return _largest(logits + noise)
 
 
@@ -73,15 +76,13 @@ class OneHot(Relaxation):
 
     choice: int
 
-    def weights(self, logits: Tensor, noise: Tensor) -> Tensor:
+    def weights(self, logits: Tensor, noise: Tensor, place: int | None) -> Tensor:
         """See :meth:`Relaxation.weights`."""
-        hard = torch.zeros_like(logits)
-        hard[self.choice] = 1.0
-        return hard + (logits - logits.detach())
+        return _one_hot(logits, place)
 
-    def place(self, logits: Tensor, noise: Tensor) -> int:
-        """See :meth:`Relaxation.place`."""
-        return self.choice
+    def places(self, logits: Tensor, noise: Tensor) -> Sequence[int]:
+        """See :meth:`Relaxation.places`."""
+        return [self.choice] * len(logits)
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,35 @@ class Sampled(Relaxation):
     :mod:`dqss.effects`.
     """
 
-    def weights(self, logits: Tensor, noise: Tensor) -> Tensor:
+    def weights(self, logits: Tensor, noise: Tensor, place: int | None) -> Tensor:
         """See :meth:`Relaxation.weights`; exactly one-hot in value."""
-        return OneHot(self.place(logits, noise)).weights(logits, noise)
+        return _one_hot(logits, place)
 
-    def place(self, logits: Tensor, noise: Tensor) -> int:
-        """See :meth:`Relaxation.place`."""
+    def places(self, logits: Tensor, noise: Tensor) -> Sequence[int]:
+        """See :meth:`Relaxation.places`."""
         return _largest(logits + noise)
 
 
-def _largest(values: Tensor) -> int:
-    return int(values.detach().argmax())
+def _largest(values: Tensor) -> list[int]:
+    return cast("list[int]", values.detach().argmax(dim=-1).tolist())
+
+
+class _OneHot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, soft: Tensor, place: int) -> Tensor:
+        hard = torch.zeros_like(soft)
+        hard[place] = 1.0
+        return hard
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return grad_outputs[0], None
+
+
+def _one_hot(soft: Tensor, place: int | None) -> Tensor:
+    """One at ``place``, in the gradient ``soft``."""
+    hard: Tensor = _OneHot.apply(soft, place)
+    return hard
 
 
 class Decision(KeepsPrecision):
@@ -136,15 +155,15 @@ class Decision(KeepsPrecision):
         self.outcomes = len(self.options)
         self.relaxation: Relaxation = Softmax()
         self.assigned: int | None = None
+        self._placed: tuple[object, int | None] = (None, None)
 
     def weights(self) -> Tensor:
         """Mixture weights ``[K]`` of this forward pass, fp32 also under autocast."""
-        return self.relaxation.weights(self.logits.float(), self.noise.float())
+        return self.relaxation.weights(self.logits.float(), self.noise.float(), self.place())
 
     def draw(self, generator: torch.Generator) -> None:
-        """Draw this step's Gumbel noise from ``generator`` (on the CPU, so that devices agree)."""
-        uniform = torch.rand(len(self.options), generator=generator).clamp_(1e-20, 1 - 1e-7)
-        self.noise.copy_(-torch.log(-torch.log(uniform)))
+        """Draw this step's Gumbel noise; see :func:`draw_all`."""
+        draw_all([self], [generator])
 
     def recognize(self, outcome: Sequence[Hashable]) -> None:
         """Say which options lead to the same outcome: those with equal keys, in the order of options."""
@@ -152,17 +171,9 @@ class Decision(KeepsPrecision):
         self.outcome.copy_(torch.tensor([numbers[key] for key in outcome]))
         self.outcomes = len(numbers)
 
-    @torch.no_grad()
     def set_outcomes(self, logits: Tensor) -> None:
-        """Set the logits so that ``softmax(logits)`` is the distribution of the outcomes.
-
-        Options that are alike share the probability of their outcome.
-
-        Args:
-            logits: ``[C]``, one for each outcome.
-        """
-        share = self._by_outcome(torch.ones_like(self.logits)).log().to(logits)
-        self.logits.copy_((logits - share)[self.outcome])
+        """Set the logits from ``[C]``, one for each outcome; see :func:`set_outcomes`."""
+        set_outcomes([self], logits[None])
 
     @property
     def choice(self) -> int:
@@ -173,7 +184,14 @@ class Decision(KeepsPrecision):
 
     def place(self) -> int | None:
         """The only option with a weight in this forward pass; None where several have one."""
-        return self.relaxation.place(self.logits.float(), self.noise.float())
+        if self._placed[0] != self._state:
+            place_all([self])
+        return self._placed[1]
+
+    @property
+    def _state(self) -> object:
+        """Changes with all that :meth:`place` depends on: torch counts writes, but not those to ``.data``."""
+        return self.relaxation, id(self.logits), self.logits._version, self.noise._version
 
     def probabilities(self) -> list[float]:
         """``softmax(logits)``, without relaxation or noise; options that are alike share theirs."""
@@ -199,17 +217,66 @@ class Decision(KeepsPrecision):
         return f"{self.name!r}, options={len(self.options)}"
 
 
+@torch.no_grad()
+def draw_all(decisions: Sequence[Decision], generators: Sequence[torch.Generator]) -> None:
+    """Draw a step's Gumbel noise of each decision from its own generator.
+
+    On the CPU, so that devices agree; all at once, since one decision is next to nothing to do.
+    """
+    for group in _by_size(list(zip(decisions, generators, strict=True)), lambda pair: pair[0]):
+        size = len(group[0][0].options)
+        uniform = torch.stack([torch.rand(size, generator=generator) for _, generator in group])
+        noise = -torch.log(-torch.log(uniform.clamp_(1e-20, 1 - 1e-7)))
+        for (decision, _), row in zip(group, noise.to(group[0][0].noise.device), strict=True):
+            decision.noise.copy_(row)
+    place_all(decisions)
+
+
+@torch.no_grad()
+def place_all(decisions: Sequence[Decision]) -> None:
+    """Find out for each what :meth:`Decision.place` says: one by one, each would wait for the device."""
+    for group in _by_size(decisions, lambda decision: decision):
+        for relaxation in dict.fromkeys(decision.relaxation for decision in group):
+            those = [decision for decision in group if decision.relaxation == relaxation]
+            logits = torch.stack([decision.logits for decision in those]).float()
+            noise = torch.stack([decision.noise for decision in those]).float()
+            for decision, place in zip(those, relaxation.places(logits, noise), strict=True):
+                decision._placed = (decision._state, place)
+
+
+@torch.no_grad()
+def set_outcomes(decisions: Sequence[Decision], logits: Tensor) -> None:
+    """Set the logits of options so that ``softmax(logits)`` is the distribution of the outcomes.
+
+    Options that are alike share the probability of their outcome.
+
+    Args:
+        decisions: D of them, with equally many options and equally many outcomes C.
+        logits: ``[D, C]``, one for each outcome.
+    """
+    outcome = torch.stack([decision.outcome for decision in decisions])
+    alike = torch.zeros_like(logits).scatter_add(1, outcome, torch.ones_like(outcome, dtype=logits.dtype))
+    rows = (logits - alike.log()).gather(1, outcome)
+    for decision, row in zip(decisions, rows, strict=True):
+        decision.logits.copy_(row)
+
+
+def _by_size(things: Sequence[T], of: Callable[[T], Decision]) -> list[list[T]]:
+    """Groups with equally many options."""
+    groups: dict[int, list[T]] = {}
+    for thing in things:
+        groups.setdefault(len(of(thing).options), []).append(thing)
+    return list(groups.values())
+
+
 def outcome_probabilities(decisions: Sequence[Decision]) -> list[Tensor]:
     """Probabilities of the outcomes of many decisions at once, differentiable, fp32.
 
     Returns:
         A tensor ``[D, K]`` for each number of options K; zero where a decision has fewer outcomes.
     """
-    groups: dict[int, list[Decision]] = {}
-    for decision in decisions:
-        groups.setdefault(len(decision.options), []).append(decision)
     found = []
-    for group in groups.values():
+    for group in _by_size(decisions, lambda decision: decision):
         p = torch.softmax(torch.stack([decision.logits.float() for decision in group]), dim=-1)
         outcome = torch.stack([decision.outcome for decision in group])
         found.append(torch.zeros_like(p).scatter_add(1, outcome, p))

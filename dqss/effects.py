@@ -68,20 +68,23 @@ def pool(sums: Tensor, counts: Tensor, outcome: Tensor, outcomes: int) -> tuple[
     """What was learned of K options, as what is known of their C outcomes.
 
     Args:
-        sums: ``[K, K]``, as for :func:`potentials`; options that are alike have equal gradients.
-        counts: ``[K]``.
-        outcome: ``[K]`` int64, the outcome of each option.
-        outcomes: C.
+        sums: ``[D, K, K]``, as for :func:`potentials`; options that are alike have equal gradients.
+        counts: ``[D, K]``.
+        outcome: ``[D, K]`` int64, the outcome of each option.
+        outcomes: C, the same for all.
 
     Returns:
-        ``[C, C]`` and ``[C]``.
+        ``[D, C, C]`` and ``[D, C]``.
     """
-    members = (
-        torch.zeros(len(counts), outcomes)
-        .to(sums)
-        .index_put_((torch.arange(len(counts), device=sums.device), outcome), sums.new_ones(()))
-    )
-    return members.T @ sums @ (members / members.sum(0)), members.T @ counts
+    members = torch.nn.functional.one_hot(outcome, outcomes).to(sums)
+    means = members / members.sum(1, keepdim=True)
+    return members.mT @ sums @ means, (members.mT @ counts[..., None])[..., 0]
+
+
+_DECADES = (-20, 5)
+"""Of the temperature, around the largest spread of the effects."""
+_POINTS, _ROUNDS = 33, 5
+"""The range of temperatures shrinks by 32 each round: to some 1e-6 of the temperature."""
 
 
 def logits_of_entropy(effects: list[Tensor], entropy: float) -> list[Tensor]:
@@ -100,22 +103,31 @@ def logits_of_entropy(effects: list[Tensor], entropy: float) -> list[Tensor]:
     spread = max((float(own.max()) for own in spreads if own.numel()), default=0.0)
     if not spread > 0:
         return [torch.zeros_like(v) for v in effects]
-    low, high = math.log(spread) - 20 * math.log(10), math.log(spread) + 5 * math.log(10)
-    for _ in range(48):
-        middle = (low + high) / 2
-        if _mean_entropy(several, math.exp(middle)) < entropy:
-            low = middle
-        else:
-            high = middle
-    temperature = math.exp((low + high) / 2)
+    mean_entropy = _MeanEntropy(several)
+    fractions = torch.linspace(0, 1, _POINTS).to(effects[0])
+    low, high = (fractions.new_tensor(math.log(spread) + d * math.log(10)) for d in _DECADES)
+    for _ in range(_ROUNDS):
+        points = torch.lerp(low, high, fractions)
+        # It grows with the temperature. All this without a look at the values: on a GPU nothing waits.
+        above = (mean_entropy(points.exp()) < entropy).sum().clamp(1, _POINTS - 1)
+        low, high = points[above - 1], points[above]
+    temperature = ((low + high) / 2).exp()
     return [-v / temperature for v in effects]
 
 
-def _mean_entropy(effects: list[Tensor], temperature: float) -> float:
-    """Of ``softmax(-v / temperature)``, as shares of ``log K``, over all decisions."""
-    total, count = 0.0, 0
-    for v in (v for v in effects if len(v)):
-        log_p = torch.log_softmax(-v / temperature, dim=-1)
-        total += float(-torch.xlogy(log_p.exp(), log_p.exp()).sum()) / math.log(v.shape[-1])
-        count += len(v)
-    return total / count
+class _MeanEntropy:
+    """Mean entropy of ``softmax(-v / temperature)`` over all decisions, as a share of ``log K``."""
+
+    def __init__(self, effects: list[Tensor]) -> None:
+        rows = [v for v in effects if len(v)]
+        width = max(v.shape[-1] for v in rows)
+        # An option of infinite potential has no probability, and adds no entropy.
+        padded = [torch.nn.functional.pad(v, (0, width - v.shape[-1]), value=math.inf) for v in rows]
+        self.effects = torch.cat(padded)
+        self.most = torch.cat([v.new_full((len(v),), math.log(v.shape[-1])) for v in rows])
+
+    def __call__(self, temperatures: Tensor) -> Tensor:
+        """Shares ``[T]`` at each of ``temperatures``."""
+        p = torch.softmax(-self.effects / temperatures[:, None, None], dim=-1)
+        shares: Tensor = torch.special.entr(p).sum(-1) / self.most
+        return shares.mean(-1)

@@ -5,7 +5,9 @@ and writes one tensor, forward and backward; eager, it makes some ten passes a c
 nothing can be compiled (no C++ compiler, say) the eager loops run, after one warning.
 
 Shapes: ``x`` and ``grad`` are ``[A, C, B]``; ``scale``, ``low`` and ``high`` ``[K, C]`` with
-bounds of ``code - zero_point``; ``weights`` ``[K]``. C is 1 per tensor.
+bounds of ``code - zero_point``; ``weights`` ``[K]``. C is 1 per tensor. Where one option alone was
+drawn, ``quantize`` gets the grid of that one, ``[1, C]``, and ``drawn_backward`` both. Codes are
+``[K, C T, n]``, each channel in T pieces: long sums are compiled to something slow.
 """
 
 from __future__ import annotations
@@ -13,19 +15,24 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-SMALL = 4096
-"""Tensors of fewer elements run eager: launching a compiled kernel would cost more."""
+SMALL = 2048
+"""Fewer quantizations of one element each run eager: launching a compiled kernel would cost more."""
 
 
 VARIANTS = 64
 """Compiled forms of one loop at most: one for each K and kind of shape, whatever the sizes."""
+
+
+def _quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    step = scale[0][:, None]
+    return torch.clamp(torch.round(x / step), low[0][:, None], high[0][:, None]) * step
 
 
 def _mix(x: Tensor, weights: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -47,8 +54,33 @@ def _mix_backward(
         codes = torch.round(x / step)
         clipped = torch.clamp(codes, low[k][:, None], high[k][:, None])
         passed = passed + torch.where(codes == clipped, weights[k], 0.0)
-        sums.append((grad * (clipped * step)).sum())
+        sums.append(((grad * clipped).sum((0, 2)) * scale[k]).sum())
     return passed * grad, torch.stack(sums)
+
+
+def _drawn_backward(
+    x: Tensor,
+    grad: Tensor,
+    scale: Tensor,
+    low: Tensor,
+    high: Tensor,
+    inverse: Tensor,
+    own_scale: Tensor,
+    own_low: Tensor,
+    own_high: Tensor,
+) -> tuple[Tensor, Tensor]:
+    codes = torch.round(x / own_scale[0][:, None])
+    inside = codes == torch.clamp(codes, own_low[0][:, None], own_high[0][:, None])
+    sums = []
+    for k in range(scale.shape[0]):
+        # Only sums come of these codes: what a division would round otherwise, at ties, is lost in them.
+        codes = torch.clamp(torch.round(x * inverse[k][:, None]), low[k][:, None], high[k][:, None])
+        sums.append(((grad * codes).sum((0, 2)) * scale[k]).sum())
+    return torch.where(inside, grad, 0.0), torch.stack(sums)
+
+
+def _restore(scale: Tensor, codes: Tensor) -> Tensor:
+    return codes.to(torch.float32) * scale[:, None]
 
 
 def _mix_codes(weights: Tensor, scale: Tensor, codes: Tensor) -> Tensor:
@@ -59,13 +91,14 @@ def _mix_codes(weights: Tensor, scale: Tensor, codes: Tensor) -> Tensor:
 
 
 def _mix_codes_backward(grad: Tensor, scale: Tensor, codes: Tensor) -> Tensor:
-    return torch.stack(
-        [(grad * (codes[k].to(torch.float32) * scale[k][:, None])).sum() for k in range(codes.shape[0])]
-    )
+    sums = torch.stack([(grad * codes[k].to(torch.float32)).sum(1) for k in range(codes.shape[0])])
+    return (sums.view(*scale.shape, -1).sum(2) * scale).sum(1)
 
 
 def _bare(tensor: Tensor) -> Tensor:
     """The same memory as a tensor with no history: a view's base would be compiled for as well."""
+    if not (tensor._is_view() or tensor.requires_grad):
+        return tensor
     bare = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return bare.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
@@ -79,7 +112,10 @@ def _no_modes() -> ExitStack:
 
 
 class _Kernel:
-    """A function in two forms; the fused one is made on first use."""
+    """A function in two forms; the fused one is made on first use.
+
+    Called with how much there is to do, in elements times options, and its arguments.
+    """
 
     broken = False
     enabled = os.environ.get("DQSS_FUSED", "1") != "0"
@@ -87,21 +123,24 @@ class _Kernel:
     def __init__(self, eager: Callable[..., Any]) -> None:
         self.eager = eager
         self.compiled: Callable[..., Any] | None = None
+        self._seen: set[tuple[torch.Size, ...]] = set()
 
-    def __call__(self, size: int, *args: Tensor) -> Any:
+    def __call__(self, work: int, *args: Tensor) -> Any:
+        if not torch._C._len_torch_function_stack():
+            return self._run(work, *args)
         with _no_modes():
-            return self._run(size, *args)
+            return self._run(work, *args)
 
-    def _run(self, size: int, *args: Tensor) -> Any:
-        if size < SMALL or _Kernel.broken or not _Kernel.enabled:
+    def _run(self, work: int, *args: Tensor) -> Any:
+        if work < SMALL or _Kernel.broken or not _Kernel.enabled:
             return self.eager(*args)
         if self.compiled is None:
             # It reports a CUDA toolkit without a GPU as if that were trouble.
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             self.compiled = torch.compile(self.eager, dynamic=True)
         try:
-            with torch._dynamo.config.patch(recompile_limit=VARIANTS):
-                return self.compiled(*(_bare(arg) for arg in args))
+            with self._room_for(args):
+                return self.compiled(*map(_bare, args))
         except Exception as error:
             # Whatever the compiler trips over, the eager form computes the same.
             _Kernel.broken = True
@@ -109,7 +148,19 @@ class _Kernel:
             warnings.warn(f"torch.compile does not work here, going on without it: {first}", stacklevel=2)
             return self.eager(*args)
 
+    def _room_for(self, args: Sequence[Tensor]) -> AbstractContextManager[Any]:
+        """Allow another form if these shapes may need one: to say so takes longer than a small kernel."""
+        shapes = tuple(arg.shape for arg in args)
+        if shapes in self._seen:
+            return nullcontext()
+        self._seen.add(shapes)
+        room: AbstractContextManager[Any] = torch._dynamo.config.patch(recompile_limit=VARIANTS)
+        return room
 
+
+quantize = _Kernel(_quantize)
+drawn_backward = _Kernel(_drawn_backward)
+restore = _Kernel(_restore)
 mix = _Kernel(_mix)
 mix_backward = _Kernel(_mix_backward)
 mix_codes = _Kernel(_mix_codes)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -79,6 +80,19 @@ class GridStack:
         scale, low, high = (torch.stack(parts) for parts in zip(*rows, strict=True))
         return cls(scale, low, high, common)
 
+    @cached_property
+    def inverse(self) -> Tensor:
+        """``1 / scale``."""
+        return 1 / self.scale
+
+    @cached_property
+    def alone(self) -> list[list[Tensor]]:
+        """Scale and both bounds of each candidate, ``[1, C]`` in memory of their own."""
+        return [
+            [part[k : k + 1].clone() for part in (self.scale, self.low, self.high)]
+            for k in range(len(self.scale))
+        ]
+
     def fits(self, shape: torch.Size) -> bool:
         """Whether a tensor of ``shape`` has as many channels."""
         return channel_count(shape, self.granularity) == self.scale.shape[1]
@@ -86,22 +100,45 @@ class GridStack:
 
 class _MixFakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, grids: GridStack, place: int | None) -> Tensor:
-        common, stacked = grids.granularity, [grids.scale, grids.low, grids.high]
-        ctx.save_for_backward(x, weights, *stacked)
-        ctx.common = common
-        if place is not None and len(weights) > 1:
-            weights = weights[place : place + 1]
-            stacked = [part[place : place + 1] for part in stacked]
-        mixed = fused.mix(x.numel(), _blocks(x, common), weights, *stacked)
-        return _from_blocks(mixed, x.shape, common).to(x.dtype)
+    def forward(ctx: Any, x: Tensor, weights: Tensor, grids: GridStack) -> Tensor:
+        ctx.save_for_backward(x, weights)
+        ctx.grids = grids
+        blocks = _blocks(x, grids.granularity)
+        mixed = fused.mix(x.numel() * len(weights), blocks, weights, grids.scale, grids.low, grids.high)
+        return _from_blocks(mixed, x.shape, grids.granularity).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        x, weights, *stacked = ctx.saved_tensors
-        grad = _blocks(grad_outputs[0], ctx.common)
-        passed, sums = fused.mix_backward(x.numel(), _blocks(x, ctx.common), grad, weights, *stacked)
-        return _from_blocks(passed, x.shape, ctx.common).to(x.dtype), sums, None, None
+        x, weights = ctx.saved_tensors
+        grids: GridStack = ctx.grids
+        blocks, grad = (_blocks(part, grids.granularity) for part in (x, grad_outputs[0]))
+        passed, sums = fused.mix_backward(
+            x.numel() * len(weights), blocks, grad, weights, grids.scale, grids.low, grids.high
+        )
+        return _from_blocks(passed, x.shape, grids.granularity).to(x.dtype), sums, None
+
+
+class _DrawnFakeQuantize(torch.autograd.Function):
+    """The same for weights that are 1 at ``place`` and 0 elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, grids: GridStack, place: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.grids, ctx.place = grids, place
+        blocks = _blocks(x, grids.granularity)
+        quantized = fused.quantize(x.numel(), blocks, *grids.alone[place])
+        return _from_blocks(quantized, x.shape, grids.granularity).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        grids: GridStack = ctx.grids
+        blocks, grad = (_blocks(part, grids.granularity) for part in (x, grad_outputs[0]))
+        rows = (grids.scale, grids.low, grids.high, grids.inverse)
+        passed, sums = fused.drawn_backward(
+            x.numel() * len(grids.scale), blocks, grad, *rows, *grids.alone[ctx.place]
+        )
+        return _from_blocks(passed, x.shape, grids.granularity).to(x.dtype), sums, None, None
 
 
 def mix_fake_quantize(
@@ -121,7 +158,11 @@ def mix_fake_quantize(
         the gradient of ``x``.
     """
     stack = grids if isinstance(grids, GridStack) else GridStack.of(grids, x.shape)
-    result: Tensor = _MixFakeQuantize.apply(x, weights, stack, place)
+    result: Tensor = (
+        _MixFakeQuantize.apply(x, weights, stack)
+        if place is None
+        else _DrawnFakeQuantize.apply(x, weights, stack, place)
+    )
     return result
 
 
@@ -157,6 +198,17 @@ class Codes:
         """``code - zero_point``, int32, in the shape of the weight."""
         _, zero_point = self.grid.shaped(self.integers.shape)
         return self.integers.to(torch.int32) - zero_point.to(torch.int32)
+
+
+_PIECE = 4096
+"""Sums of more elements are compiled to ones that are more exact, and several times slower."""
+
+
+@cache
+def _longest_piece(length: int) -> int:
+    """The largest divisor of ``length`` whose sums are fast; ``length`` itself where they would be tiny."""
+    pieces = (length // parts for parts in range(1, length // 256 + 1) if length % parts == 0)
+    return next((piece for piece in pieces if piece <= _PIECE), length)
 
 
 _INTEGERS = (torch.int8, torch.int16, torch.int32)
@@ -195,7 +247,17 @@ class CodeStack:
 
     def choose(self, index: int) -> Tensor:
         """The weight of one candidate, bit for bit ``codes[index].dequantize()``."""
-        return self.restore(self.steps[index].to(torch.float32) * self.scale[index][:, None])
+        codes = self.steps[index]
+        return self.restore(fused.restore(codes.numel(), self.scale[index], codes))
+
+    def sums(self, grad: Tensor) -> Tensor:
+        """Inner products ``[K]`` of all candidates with ``grad``, in the shape of the weight."""
+        k, channels, length = self.steps.shape
+        piece = _longest_piece(length)
+        codes = self.steps.view(k, channels * length // piece, piece)
+        rows = self.rows(grad).reshape(-1, piece)
+        found: Tensor = fused.mix_codes_backward(codes.numel(), rows, self.scale, codes)
+        return found
 
     def restore(self, rows: Tensor) -> Tensor:
         """``[C, n]`` back in the shape of the weight."""
@@ -216,13 +278,12 @@ class _MixCodes(torch.autograd.Function):
         ctx.stack = stack
         if place is not None:
             return stack.choose(place)
-        return stack.restore(fused.mix_codes(stack.steps[0].numel(), weights, stack.scale, stack.steps))
+        return stack.restore(fused.mix_codes(stack.steps.numel(), weights, stack.scale, stack.steps))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         stack: CodeStack = ctx.stack
-        grad = stack.rows(grad_outputs[0])
-        return fused.mix_codes_backward(grad.numel(), grad, stack.scale, stack.steps), None, None
+        return stack.sums(grad_outputs[0]), None, None
 
 
 def mix_codes(weights: Tensor, codes: CodeStack | Sequence[Codes], place: int | None = None) -> Tensor:

@@ -22,7 +22,7 @@ from dqss.attach import (
 from dqss.calibration import naming, probe
 from dqss.calls import call_model
 from dqss.coverage import Coverage
-from dqss.decision import Decision, OneHot, Relaxation
+from dqss.decision import Decision, OneHot, Relaxation, draw_all
 from dqss.errors import SearchSpaceError
 from dqss.layers import input_shape, searchable_layers
 from dqss.losses import Distance
@@ -159,10 +159,10 @@ class Supernet(nn.Module):
 
     def draw(self, seed: int, step: int) -> None:
         """Draw the noise of one step: a function of seed, step and decision name only."""
-        for name, decision in self.decisions.items():
-            digest = hashlib.sha256(f"{seed}/{step}/{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            decision.draw(generator)
+        decisions = self.decisions
+        digests = (hashlib.sha256(f"{seed}/{step}/{name}".encode()).digest() for name in decisions)
+        seeds = (int.from_bytes(digest[:8], "little") >> 1 for digest in digests)
+        draw_all(list(decisions.values()), [torch.Generator().manual_seed(each) for each in seeds])
 
     def argmax(self) -> dict[str, int]:
         """The assignment that the logits prefer."""

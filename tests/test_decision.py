@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dqss.decision import Decision, OneHot, Sampled, Softmax, StraightThroughGumbel
+from dqss.decision import Decision, OneHot, Sampled, Softmax, StraightThroughGumbel, draw_all
 from dqss.supernet import Supernet
 from tests.support.nets import small_space
 
@@ -176,3 +176,33 @@ def test_logits_and_noise_stay_fp32_when_the_network_is_halved() -> None:
     nn.Sequential(made).to(torch.bfloat16).half()
     assert made.logits.dtype == made.noise.dtype == torch.float32
     assert torch.equal(made.logits.detach(), before)
+
+
+@given(st.lists(logit_lists, min_size=1, max_size=5), st.integers(0, 2**31))
+def test_many_drawn_at_once_are_those_drawn_alone(rows: list[list[float]], seed: int) -> None:
+    many, alone = ([decision(row, str(n)) for n, row in enumerate(rows)] for _ in range(2))
+    for made in (*many, *alone):
+        made.relaxation = Sampled()
+    draw_all(many, [torch.Generator().manual_seed(seed + n) for n in range(len(rows))])
+    for n, made in enumerate(alone):
+        made.draw(torch.Generator().manual_seed(seed + n))
+    for one, other in zip(many, alone, strict=True):
+        assert torch.equal(one.noise, other.noise)
+        assert one.place() == other.place() == int((one.logits + one.noise).argmax())
+
+
+def test_where_a_sample_falls_follows_logits_noise_and_relaxation() -> None:
+    made = decision([0.0, 0.0, 0.0])
+    made.relaxation = Sampled()
+    made.draw(torch.Generator().manual_seed(0))
+    for k in (2, 0, 1):
+        with torch.no_grad():
+            made.logits.zero_()[k] = 99.0
+        assert made.place() == k and made.weights().tolist() == [float(k == j) for j in range(3)]
+    with torch.no_grad():
+        made.noise.copy_(torch.tensor([0.0, 0.0, 999.0]))
+    assert made.place() == 2
+    made.relaxation = OneHot(0)
+    assert made.place() == 0
+    made.relaxation = Softmax()
+    assert made.place() is None

@@ -80,7 +80,7 @@ class Fixed(Relaxation):
 
     values: tuple[float, ...]
 
-    def weights(self, logits: Tensor, noise: Tensor) -> Tensor:
+    def weights(self, logits: Tensor, noise: Tensor, place: int | None) -> Tensor:
         return torch.tensor(self.values)
 
 

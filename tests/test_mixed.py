@@ -134,7 +134,8 @@ def test_one_hot_mixture_is_the_discrete_layer_bit_for_bit(kind: str, groups: bo
     for j in range(3):
         for i in range(2):
             for quantizer, index in ((weight, j), (activation, i)):
-                quantizer.decision.logits.data.zero_()[index] = 50.0
+                with torch.no_grad():
+                    quantizer.decision.logits.zero_()[index] = 50.0
                 quantizer.mode = Mode.RELAXED
             x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
             mixed = layer(x1)

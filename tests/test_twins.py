@@ -78,11 +78,10 @@ def test_what_is_learned_of_alike_options_is_learned_of_one() -> None:
     )
     counts = torch.tensor([3.0, 1.0, 2.0, 5.0], dtype=torch.float64)
     sums = (gradients - gradients.diagonal()[:, None]) * counts[:, None]
-    pooled, weights = pool(sums, counts, twins().outcome, 3)
-    assert weights.tolist() == [3.0, 6.0, 2.0]
-    torch.testing.assert_close(
-        potentials(pooled[None], weights[None])[0], losses[:3] - losses[:3].mean(), rtol=1e-8, atol=1e-8
-    )
+    pooled, weights = pool(sums[None], counts[None], twins().outcome[None], 3)
+    assert weights.tolist() == [[3.0, 6.0, 2.0]]
+    wanted = losses[:3] - losses[:3].mean()
+    torch.testing.assert_close(potentials(pooled, weights)[0], wanted, rtol=1e-8, atol=1e-8)
 
 
 class Twofold:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dqss.decision import Decision
+from dqss.decision import Decision, set_outcomes
 from dqss.effects import logits_of_entropy, pool, potentials
 from dqss.errors import NonFiniteError
 
@@ -58,17 +58,13 @@ class MeanField(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._learn()
-        by_size: dict[int, list[Decision]] = {}
+        groups: dict[tuple[int, int], list[Decision]] = {}
         for decision in self.decisions:
-            by_size.setdefault(decision.outcomes, []).append(decision)
-        effects = [
-            potentials(*(torch.stack(parts) for parts in zip(*map(self._known, group), strict=True)))
-            for group in by_size.values()
-        ]
+            groups.setdefault((len(decision.options), decision.outcomes), []).append(decision)
+        found = [potentials(*self._known(group)) for group in groups.values()]
         done = int(self.state[self.decisions[0].logits]["step"])
-        for group, rows in zip(by_size.values(), logits_of_entropy(effects, self.entropy(done)), strict=True):
-            for decision, row in zip(group, rows, strict=True):
-                decision.set_outcomes(row)
+        for group, rows in zip(groups.values(), logits_of_entropy(found, self.entropy(done)), strict=True):
+            set_outcomes(group, rows)
         return loss
 
     def _learn(self) -> None:
@@ -95,14 +91,17 @@ class MeanField(Optimizer):
             "skip its layer in the search space, or use another loss"
         )
 
-    def _known(self, decision: Decision) -> tuple[Tensor, Tensor]:
-        """Sums and counts of a decision's outcomes: options that are alike are learned of together."""
-        state = self.state[decision.logits]
-        if decision.outcomes == len(decision.options):
-            return state["sums"], state["counts"]
-        return pool(state["sums"], state["counts"], decision.outcome, decision.outcomes)
+    def _known(self, group: Sequence[Decision]) -> tuple[Tensor, Tensor]:
+        """Sums and counts of outcomes: options that are alike are learned of together.
+
+        The decisions have equally many options, and equally many outcomes.
+        """
+        states = [self.state[decision.logits] for decision in group]
+        sums, counts = (torch.stack([state[key] for state in states]) for key in ("sums", "counts"))
+        if group[0].outcomes == len(group[0].options):
+            return sums, counts
+        return pool(sums, counts, torch.stack([d.outcome for d in group]), group[0].outcomes)
 
     def effects(self, decision: Decision) -> Tensor:
         """What is known of a decision's outcomes: ``[C]`` fp64, in units of the loss, of mean zero."""
-        sums, counts = self._known(decision)
-        return potentials(sums[None], counts[None])[0]
+        return potentials(*self._known([decision]))[0]
