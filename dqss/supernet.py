@@ -28,6 +28,7 @@ from dqss.layers import input_shape, searchable_layers
 from dqss.losses import Distance
 from dqss.mixed import MixedActivation, MixedQuantizer, MixedWeight, Mode
 from dqss.products import ProductSearch, SearchableProduct, forget
+from dqss.recompute import Recomputation
 from dqss.space import LayerCandidates, LayerInfo, SearchSpace
 
 Assignment = Mapping[str, int]
@@ -60,6 +61,7 @@ class Supernet(nn.Module):
         self.model = model.eval().requires_grad_(False)
         forbid_nested(model)
         self.space = space
+        self._recomputation = Recomputation()
         self.layers: dict[str, SearchableLayer] = {}
         self.products: dict[str, SearchableProduct] = {}
         self.coverage = Coverage()
@@ -110,7 +112,10 @@ class Supernet(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward pass, quantized as the mode says."""
-        return self.model(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            return self.model(*args, **kwargs)
+        with self._recomputation():
+            return self.model(*args, **kwargs)
 
     def quantizers(self) -> Iterator[MixedQuantizer]:
         """Every mixed quantizer once, weights before inputs, in layer order; then those of products."""
