@@ -30,6 +30,7 @@ from dqss.mixed import MixedActivation, MixedQuantizer, MixedWeight, Mode
 from dqss.products import ProductSearch, SearchableProduct, forget
 from dqss.recompute import Recomputation
 from dqss.space import LayerCandidates, LayerInfo, SearchSpace
+from dqss.stem import hasten
 
 Assignment = Mapping[str, int]
 """The chosen option of each decision, by the decision's name."""
@@ -99,6 +100,7 @@ class Supernet(nn.Module):
             decision = Decision(f"{info.name}.activation", candidates.activation)
             activation = MixedActivation(candidates.activation, decision, input_shape(module, info))
             attach_input(module, activation)
+            hasten(module)
         return SearchableLayer(info, module, weight, activation)
 
     def _note_tie(self, owner: str, name: str) -> None:
