@@ -31,7 +31,7 @@ from dqss.functional import (
     quantize,
     refine_channels,
 )
-from dqss.recompute import offer
+from dqss.remaking import offer
 from dqss.spec import Granularity, PerChannel, PerGroup, QuantSpec
 
 

@@ -28,7 +28,7 @@ from dqss.layers import input_shape, searchable_layers
 from dqss.losses import Distance
 from dqss.mixed import MixedActivation, MixedQuantizer, MixedWeight, Mode
 from dqss.products import ProductSearch, SearchableProduct, forget
-from dqss.recompute import Recomputation
+from dqss.remaking import Remaking
 from dqss.space import LayerCandidates, LayerInfo, SearchSpace
 from dqss.stem import hasten
 
@@ -62,7 +62,7 @@ class Supernet(nn.Module):
         self.model = model.eval().requires_grad_(False)
         forbid_nested(model)
         self.space = space
-        self._recomputation = Recomputation()
+        self._remaking = Remaking()
         self.layers: dict[str, SearchableLayer] = {}
         self.products: dict[str, SearchableProduct] = {}
         self.coverage = Coverage()
@@ -116,7 +116,7 @@ class Supernet(nn.Module):
         """The model's own forward pass, quantized as the mode says."""
         if not torch.is_grad_enabled():
             return self.model(*args, **kwargs)
-        with self._recomputation():
+        with self._remaking():
             return self.model(*args, **kwargs)
 
     def quantizers(self) -> Iterator[MixedQuantizer]:

@@ -68,7 +68,7 @@ class _Offers:
 _open: list[_Offers] = []
 
 
-class Recomputation:
+class Remaking:
     """Whether it is worth asking, tensor by tensor, what can be made again: if the last pass had any."""
 
     def __init__(self) -> None:

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dqss import recompute
+from dqss import remaking
 from dqss.decision import Sampled
-from dqss.recompute import Recomputation, offer
+from dqss.remaking import Remaking, offer
 from dqss.supernet import Supernet
 from tests.support.nets import small_space
 
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recompute, "LARGE", 1)
+    monkeypatch.setattr(remaking, "LARGE", 1)
 
 
 def network() -> nn.Module:
@@ -51,11 +51,11 @@ def gradients(supernet: Supernet, x: Tensor) -> Iterator[Tensor]:
 
 def test_gradients_are_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     x, followed = torch.randn(4, 3, 8, 8), list[int]()
-    follow = recompute._Recipe.follow
-    monkeypatch.setattr(recompute._Recipe, "follow", lambda recipe: [followed.append(1), follow(recipe)][1])
+    follow = remaking._Recipe.follow
+    monkeypatch.setattr(remaking._Recipe, "follow", lambda recipe: [followed.append(1), follow(recipe)][1])
     found = []
     for least in (1, 1 << 30):
-        monkeypatch.setattr(recompute, "LARGE", least)
+        monkeypatch.setattr(remaking, "LARGE", least)
         supernet = Supernet(network(), small_space())
         supernet.calibrate([x])
         supernet.relax(Sampled())
@@ -72,7 +72,7 @@ def test_what_was_offered_is_let_go_and_made_once_more() -> None:
         made.append(1)
         return x.round()
 
-    with Recomputation()():
+    with Remaking()():
         rounded = offer(make(), make)
         (rounded.view(5, 1)[1:] * w.view(5, 1)[1:]).sum().backward(retain_graph=True)
         out = (rounded * w).sum()
@@ -87,7 +87,7 @@ def test_what_was_offered_is_let_go_and_made_once_more() -> None:
 
 def test_a_tensor_that_was_written_to_is_kept_as_it_is() -> None:
     x, w = torch.randn(5), torch.randn(5, requires_grad=True)
-    with Recomputation()():
+    with Remaking()():
         rounded = offer(x.round(), x.round)
         rounded.add_(1.0)
         (rounded * w).sum().backward()
@@ -96,7 +96,7 @@ def test_a_tensor_that_was_written_to_is_kept_as_it_is() -> None:
 
 def test_the_address_of_a_tensor_that_is_gone_says_nothing_of_its_next_owner() -> None:
     w, memory = torch.randn(1000, requires_grad=True), np.ones(1000, dtype=np.float32)
-    with Recomputation()():
+    with Remaking()():
         address = offer(torch.from_numpy(memory), lambda: torch.ones(1000)).data_ptr()
         memory[:] = 2
         other = torch.from_numpy(memory)
@@ -106,9 +106,9 @@ def test_the_address_of_a_tensor_that_is_gone_says_nothing_of_its_next_owner() -
 
 
 def test_hooks_are_left_out_while_nothing_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    recomputation = Recomputation()
+    remaking = Remaking()
     for offered, worthwhile in ((True, True), (False, False), (False, False), (True, True)):
-        monkeypatch.setattr(recompute, "LARGE", 1 if offered else 100)
-        with recomputation():
+        monkeypatch.setattr(remaking, "LARGE", 1 if offered else 100)
+        with remaking():
             offer(torch.ones(5), lambda: torch.ones(5))
-        assert recomputation.worthwhile is worthwhile
+        assert remaking.worthwhile is worthwhile
