@@ -106,9 +106,9 @@ def test_the_address_of_a_tensor_that_is_gone_says_nothing_of_its_next_owner() -
 
 
 def test_hooks_are_left_out_while_nothing_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    remaking = Remaking()
+    made_anew = Remaking()
     for offered, worthwhile in ((True, True), (False, False), (False, False), (True, True)):
         monkeypatch.setattr(remaking, "LARGE", 1 if offered else 100)
-        with remaking():
+        with made_anew():
             offer(torch.ones(5), lambda: torch.ones(5))
-        assert remaking.worthwhile is worthwhile
+        assert made_anew.worthwhile is worthwhile
