@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from enum import Enum
 
 import torch
@@ -70,15 +70,8 @@ class MixedQuantizer(nn.Module, ABC):
         return self.mode is Mode.FLOAT
 
     @abstractmethod
-    def alike(self, one: int, other: int) -> bool:
-        """Whether two candidates, once calibrated, give the same result to the bit, whatever comes."""
-
     def outcome(self) -> list[int]:
-        """For each candidate the first one that it is alike."""
-        first: list[int] = []
-        for k in range(len(self.candidates)):
-            first.append(next((j for j in dict.fromkeys(first) if self.alike(j, k)), k))
-        return first
+        """For each candidate the first that, once calibrated, gives the same to the bit, whatever comes."""
 
     def calibrate(self, stats: dict[Granularity, Statistics]) -> None:
         """Calibrate every candidate from the statistics of its granularity."""
@@ -154,10 +147,10 @@ class MixedActivation(MixedQuantizer):
         """Whether any floating-point input was seen while calibrating."""
         return bool(self._observed)
 
-    def alike(self, one: int, other: int) -> bool:
-        """See :meth:`MixedQuantizer.alike`: of the same grid."""
-        a, b = self[one].grid(), self[other].grid()
-        return a.spec == b.spec and torch.equal(a.scale, b.scale) and torch.equal(a.zero_point, b.zero_point)
+    def outcome(self) -> list[int]:
+        """See :meth:`MixedQuantizer.outcome`: of the same grid."""
+        grids = (self[k].grid() for k in range(len(self.candidates)))
+        return _first_equal((grid.spec, _bytes(grid.scale), _bytes(grid.zero_point)) for grid in grids)
 
     def finish_calibration(self) -> None:
         """Turn what was observed into parameters, and forget it."""
@@ -181,8 +174,9 @@ class MixedWeight(MixedQuantizer):
     def freeze(self, weight: Tensor) -> None:
         """Calibrate on ``weight`` itself, weighted by the gradients collected, and keep its codes."""
         self.calibrate({g: self._statistics(weight, g) for g in self.granularities})
-        self._stack = CodeStack.of([self[k].codes(weight) for k in range(len(self.candidates))])
-        self._stack = self._stack.merged(self.outcome())
+        stack = CodeStack.of([self[k].codes(weight) for k in range(len(self.candidates))])
+        values = (stack.choose(k) for k in range(len(self.candidates)))
+        self._stack = stack.merged(_first_equal(_bytes(value) for value in values))
         self._importance = None
 
     def _statistics(self, weight: Tensor, granularity: Granularity) -> Statistics:
@@ -209,9 +203,10 @@ class MixedWeight(MixedQuantizer):
             raise RuntimeError(f"{self.decision.name} is not calibrated yet")
         return self._stack
 
-    def alike(self, one: int, other: int) -> bool:
-        """See :meth:`MixedQuantizer.alike`: of the same weights, from whatever grids."""
-        return torch.equal(self.stack.choose(one), self.stack.choose(other))
+    def outcome(self) -> list[int]:
+        """See :meth:`MixedQuantizer.outcome`: of the same weights, from whatever grids."""
+        rows = self.stack.distinct
+        return [rows.first[row] for row in rows.rows]
 
     @property
     def bytes(self) -> int:
@@ -242,6 +237,16 @@ class MixedWeight(MixedQuantizer):
         if self._probed is None:
             self._probed = weight.detach().clone().requires_grad_()
         return self._probed
+
+
+def _first_equal(keys: Iterable[Hashable]) -> list[int]:
+    """For each key the position of the first that is equal."""
+    first: dict[Hashable, int] = {}
+    return [first.setdefault(key, k) for k, key in enumerate(keys)]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().numpy().tobytes()
 
 
 def squared(gradient: Tensor) -> Tensor:
