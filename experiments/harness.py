@@ -12,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from dqss.lit.settings import PTQSettings
 from dqss.measure import Evaluator, batches
 from dqss.supernet import Assignment, Supernet
 
@@ -27,6 +30,14 @@ def quiet(threads: int) -> None:
 
 CPU = {"accelerator": "cpu"}
 """Trainer of every search in a study: held-out images are on the CPU, and rows must not mix devices."""
+
+
+def preset(name: str, *overrides: str) -> PTQSettings:
+    """The settings of a preset of the method group, ``ptq_fast`` say, as the command line has them."""
+    with initialize_config_module("dqss.conf", version_base=None):
+        settings = instantiate(compose(f"method/{name}", list(overrides)).method, _convert_="all")
+    assert isinstance(settings, PTQSettings)
+    return settings
 
 
 class Table:

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import nan
 from statistics import median
 
@@ -31,12 +31,12 @@ from dqss.space import SearchSpace
 from experiments.benchmarks import memory, steps
 from experiments.benchmarks.networks import NETWORKS, Network
 from experiments.benchmarks.timing import Ratio, interleave, timed
-from experiments.harness import quiet
+from experiments.harness import preset, quiet
 
 SPACES = {2: studies.two, 4: studies.four, 8: studies.eight, 16: studies.sixteen}
 WARM_UP = 3
 FLOAT_PASSES = 3
-"""Float passes before a search, and as many after it."""
+"""Float passes before the searches, and as many after each."""
 MEBIBYTE = 2**20
 
 
@@ -167,7 +167,7 @@ def calibration_rows(job: Job) -> list[Row]:
 
 
 def search_rows(job: Job) -> list[Row]:
-    """A whole search, and its stages, against a float pass over its calibration set."""
+    """Whole searches, with the defaults and fast, and their stages, against a float pass over the set."""
     images, model = job.source.inputs(job.images), job.source.build()
     trainer = {"accelerator": "gpu" if job.home.type == "cuda" else "cpu"}
     short = PTQSettings(steps=2, refine=RefineSettings(passes=1), finalists=1, batch_size=steps.BATCH)
@@ -175,21 +175,25 @@ def search_rows(job: Job) -> list[Row]:
     float_pass = _float_pass(job, model, images)
     float_pass()
     passes = [timed(float_pass, job.home) for _ in range(FLOAT_PASSES)]
-    settings = PTQSettings(steps=job.steps, batch_size=steps.BATCH)
-    started = time.perf_counter()
-    result = search_ptq(model, images, job.space, settings, trainer=trainer)
-    seconds = time.perf_counter() - started
-    passes += [timed(float_pass, job.home) for _ in range(FLOAT_PASSES)]
-    stages = {"search": seconds} | {
-        f"search: {stage}": spent for stage, spent in result.metrics["seconds"].items()
-    }
-    counted = f"{job.steps} steps; counted: {result.metrics['evaluations'] / job.images:.1f} passes"
+    found = []
+    for name, settings in {"search": preset("ptq"), "search, fast": preset("ptq_fast")}.items():
+        if name == "search":
+            settings = replace(settings, steps=job.steps)
+        started = time.perf_counter()
+        result = search_ptq(model, images, job.space, settings, trainer=trainer)
+        stages = {name: time.perf_counter() - started}
+        stages |= {f"{name}: {stage}": spent for stage, spent in result.metrics["seconds"].items()}
+        counted = (
+            f"{len(result.history)} steps; counted: {result.metrics['evaluations'] / job.images:.1f} passes"
+        )
+        found += [(stage, spent, counted) for stage, spent in stages.items()]
+        passes += [timed(float_pass, job.home) for _ in range(FLOAT_PASSES)]
     unit = median(passes)
     return [
         Row("float pass", 1.0, min(passes) / unit, max(passes) / unit, unit, len(passes)),
         *(
             Row(name, spent / unit, spent / max(passes), spent / min(passes), spent, 1, counted)
-            for name, spent in stages.items()
+            for name, spent, counted in found
         ),
     ]
 

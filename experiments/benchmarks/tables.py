@@ -19,6 +19,7 @@ BOUNDS = {
     "2 to 16": {**dict.fromkeys(NETWORKS, 1.5), "mobilenetv2": 2.5},
     "calibration": dict.fromkeys(NETWORKS, 3.0),
     "search": {"mobilenetv2": 30.0},
+    "fast": {"mobilenetv2": 10.0},
 }
 
 
@@ -64,6 +65,7 @@ def _targets(results: Results) -> Iterator[str]:
         "2 to 16": ("search step, 16 candidates / 2", None),
         "calibration": ("calibration / float pass, 8 candidates", ("calibration", EIGHT, "calibration")),
         "search": ("whole search / float pass, 8 candidates", ("search", EIGHT, "search")),
+        "fast": ("the same with method=ptq_fast", ("search", EIGHT, "search, fast")),
     }
     yield from _head("")
     for name, (title, key) in lines.items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from dqss.models.factory import timm_model
 from dqss.search_spaces.studies import eight
 from dqss.space import SearchSpace
 from dqss.uniform import pair_name, uniform_assignments
-from experiments.harness import CPU, HeldOut, Quality, Table, quiet, summarize
+from experiments.harness import CPU, HeldOut, Quality, Table, preset, quiet, summarize
 
 HERE = Path(__file__).parent
 NAMES = {"mobilenet": "mobilenetv2_100", "efficientnet": "tf_efficientnet_lite0"}
@@ -92,7 +93,8 @@ def main() -> None:
     parser.add_argument("--efficientnet", type=Path, help="efficientnet-lite0-57934424.pth")
     parser.add_argument("--bits", nargs="+", default=list(BITS), choices=list(BITS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, help="of the search; by default as many as its bits need")
+    parser.add_argument("--method", default="ptq", choices=["ptq", "ptq_fast"], help="preset of the search")
+    parser.add_argument("--steps", type=int, help="of the search; by default as many as its preset says")
     parser.add_argument("--out", type=Path, default=HERE / "results.csv")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
@@ -104,7 +106,8 @@ def main() -> None:
         parser.error("--data FOLDER is needed")
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=5)
-    settings = PTQSettings(steps=arguments.steps)
+    settings = preset(arguments.method)
+    settings = replace(settings, steps=arguments.steps or settings.steps)
     for name in NAMES:
         checkpoint = getattr(arguments, name)
         missing = [
