@@ -101,6 +101,23 @@ class Sampled(Relaxation):
         return _largest(logits + noise)
 
 
+@dataclass(frozen=True)
+class Frozen(Relaxation):
+    """One option for good: the others are not looked at, and nothing is learned about them."""
+
+    choice: int
+
+    def weights(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """See :meth:`Relaxation.weights`; constant, so that no gradient reaches the logits."""
+        hard = torch.zeros_like(logits, requires_grad=False)
+        hard[self.choice] = 1.0
+        return hard
+
+    def place(self, logits: Tensor, noise: Tensor) -> int:
+        """See :meth:`Relaxation.place`."""
+        return self.choice
+
+
 def _largest(values: Tensor) -> int:
     return int(values.detach().argmax())
 
@@ -165,10 +182,17 @@ class Decision(KeepsPrecision):
         self.logits.copy_((logits - share)[self.outcome])
 
     @property
+    def frozen(self) -> bool:
+        """Whether one option is used alone, so that logits stay as they are."""
+        return isinstance(self.relaxation, Frozen)
+
+    @property
     def choice(self) -> int:
-        """The assigned option if there is one, otherwise the first of the largest logits."""
+        """The option assigned or frozen, if there is one, otherwise the first of the largest logits."""
         if self.assigned is not None:
             return self.assigned
+        if isinstance(self.relaxation, Frozen):
+            return self.relaxation.choice
         return int(self.logits.detach().argmax())
 
     def place(self) -> int | None:
@@ -200,7 +224,7 @@ class Decision(KeepsPrecision):
 
 
 def outcome_probabilities(decisions: Sequence[Decision]) -> list[Tensor]:
-    """Probabilities of the outcomes of many decisions at once, differentiable, fp32.
+    """Probabilities of the outcomes of many decisions at once, fp32, differentiable unless frozen.
 
     Returns:
         A tensor ``[D, K]`` for each number of options K; zero where a decision has fewer outcomes.
@@ -210,7 +234,8 @@ def outcome_probabilities(decisions: Sequence[Decision]) -> list[Tensor]:
         groups.setdefault(len(decision.options), []).append(decision)
     found = []
     for group in groups.values():
-        p = torch.softmax(torch.stack([decision.logits.float() for decision in group]), dim=-1)
+        logits = [d.logits.detach() if d.frozen else d.logits for d in group]
+        p = torch.softmax(torch.stack(logits).float(), dim=-1)
         outcome = torch.stack([decision.outcome for decision in group])
         found.append(torch.zeros_like(p).scatter_add(1, outcome, p))
     return found
