@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from dqss.discretize import RefineSettings
 from dqss.errors import UserError
 from dqss.lit.schedules import MeanFieldSchedule, Schedule
+from dqss.lit.settling import Settling
 from dqss.losses import Distance, SearchLoss
 from dqss.uniform import FIRST_RUNG
 
@@ -22,6 +23,7 @@ _POSITIVE = (
     "finalists",
     "checkpoint_every",
     "discrete_images",
+    "stop_after",
 )
 
 
@@ -36,6 +38,9 @@ class PTQSettings:
         schedule: relaxation over the steps.
         distance: to the float network; None: KL for logits, MSE for images.
         loss: what is minimized; None: the distance.
+        settle: when a decision is frozen to its choice.
+        stop_after: the search ends when its argmax has not changed in so many steps at a low entropy,
+            see :class:`dqss.lit.unchanged.Unchanged`; None: never before its last step.
         parts: shares of the inputs for the search with its refinement, and for the selection.
         refine: how the argmax is re-decided.
         screen_images: on which all uniform strategies are measured; the better ones on more.
@@ -54,6 +59,8 @@ class PTQSettings:
     schedule: Schedule = field(default_factory=MeanFieldSchedule)
     distance: Distance | None = None
     loss: SearchLoss | None = None
+    settle: Settling = field(default_factory=Settling)
+    stop_after: int | None = None
     parts: tuple[float, float] = (0.8, 0.2)
     refine: RefineSettings = field(default_factory=RefineSettings)
     screen_images: int = FIRST_RUNG
