@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dqss.discretize import RefineSettings
@@ -41,6 +42,9 @@ class PTQSettings:
         settle: when a decision is frozen to its choice.
         stop_after: the search ends when its argmax has not changed in so many steps at a low entropy,
             see :class:`dqss.lit.unchanged.Unchanged`; None: never before its last step.
+        recompute: patterns of modules whose activations are computed anew on the way back, which
+            saves memory and takes time; "auto": the blocks that the network repeats. See
+            :func:`dqss.recompute.blocks`. None: none.
         parts: shares of the inputs for the search with its refinement, and for the selection.
         refine: how the argmax is re-decided.
         screen_images: on which all uniform strategies are measured; the better ones on more.
@@ -61,6 +65,7 @@ class PTQSettings:
     loss: SearchLoss | None = None
     settle: Settling = field(default_factory=Settling)
     stop_after: int | None = None
+    recompute: str | Sequence[str] | None = None
     parts: tuple[float, float] = (0.8, 0.2)
     refine: RefineSettings = field(default_factory=RefineSettings)
     screen_images: int = FIRST_RUNG
@@ -73,6 +78,7 @@ class PTQSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))  # a list where a file gave them
+        object.__setattr__(self, "recompute", _patterns(self.recompute))
         for name in _POSITIVE:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"method.{name}={getattr(self, name)!r}: expected a positive number")
@@ -88,3 +94,11 @@ class PTQSettings:
     def steps_at(self, bits: int) -> int:
         """The steps of a search whose candidates have ``bits`` or more."""
         return self.steps or (STEPS if bits < EASY_BITS else EASY_STEPS)
+
+
+def _patterns(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """One pattern or several as several."""
+    found = (given,) if isinstance(given, str) else given
+    if found is not None and not found:
+        raise UserError("method.recompute=[]: name modules, or write auto, or null for none")
+    return None if found is None else tuple(found)

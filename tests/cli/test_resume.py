@@ -123,6 +123,7 @@ SWITCHES = (
     "method.settle.margin=0.9",
     "method.settle.patience=3",
     "method.stop_after=2",
+    "method.recompute=auto",
 )
 """Decisions are frozen on the way, and the search ends before its last step."""
 
