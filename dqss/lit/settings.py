@@ -86,6 +86,8 @@ class PTQSettings:
             raise UserError(
                 f"method.parts={list(self.parts)}: expected two positive shares of at most 1 in total"
             )
+        if not isinstance(self.settle, Settling):
+            raise UserError(f"method.settle={self.settle!r}: write method.settle.margin=0.9, or null there")
         if self.discrete_every < 0:
             raise UserError(f"method.discrete_every={self.discrete_every}: expected 0 or more")
         if self.max_minutes is not None and not self.max_minutes > 0:

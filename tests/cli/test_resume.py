@@ -211,8 +211,9 @@ def test_only_what_leaves_the_search_as_it_is_may_be_said_anew(
     assert "holds an interrupted search: go on with resume=" in error
     # The same command once more, and from a folder that has moved.
     moved = run.rename(tmp_path / "moved = here")
-    anew = ("logger=none", "method.max_minutes=9", "run_dir=moved = here", 'resume="moved = here"')
-    outcome = call("search", *words, *anew, cwd=tmp_path)
+    anew = ("logger=none", "method.max_minutes=9", "method.recompute=auto")
+    place = ("run_dir=moved = here", 'resume="moved = here"')
+    outcome = call("search", *words, *anew, *place, cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     assert results(moved) == results(undisturbed)
     assert not run.exists()
