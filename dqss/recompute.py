@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -67,7 +68,8 @@ def blocks(supernet: Supernet, patterns: Sequence[str]) -> dict[str, nn.Module]:
 def recomputing(supernet: Supernet, patterns: Sequence[str]) -> Iterator[None]:
     """Inside, activations of :func:`blocks` are computed anew on the way back; ``()`` changes nothing.
 
-    Only calls that record gradients are concerned. A backward pass must be over before the block ends.
+    Only calls that record gradients are concerned. Their backward pass must be over before decisions are
+    relaxed or drawn anew, or logits are moved: it would compute other activations than there were.
     """
     with ExitStack() as stack:
         for module in blocks(supernet, patterns).values():
@@ -89,7 +91,8 @@ def _recomputed(module: nn.Module) -> Iterator[None]:
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _in_modes(modes)
 
-        return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+        call = partial(forward, **kwargs)  # whose names may be those of checkpoint's own arguments
+        return checkpoint(call, *args, use_reentrant=False, context_fn=contexts)
 
     module.forward = again
     try:
