@@ -102,6 +102,21 @@ class Sampled(Relaxation):
         return _largest(logits + noise)
 
 
+@dataclass(frozen=True)
+class Frozen(Relaxation):
+    """One option for good: the others are not looked at, and nothing is learned about them."""
+
+    choice: int
+
+    def weights(self, logits: Tensor, noise: Tensor, place: int | None) -> Tensor:
+        """See :meth:`Relaxation.weights`; constant, so that no gradient reaches the logits."""
+        return _one_hot(logits.detach(), place)
+
+    def places(self, logits: Tensor, noise: Tensor) -> Sequence[int]:
+        """See :meth:`Relaxation.places`."""
+        return [self.choice] * len(logits)
+
+
 def _largest(values: Tensor) -> list[int]:
     return cast("list[int]", values.detach().argmax(dim=-1).tolist())
 
@@ -176,10 +191,17 @@ class Decision(KeepsPrecision):
         set_outcomes([self], logits[None])
 
     @property
+    def frozen(self) -> bool:
+        """Whether one option is used alone, so that logits stay as they are."""
+        return isinstance(self.relaxation, Frozen)
+
+    @property
     def choice(self) -> int:
-        """The assigned option if there is one, otherwise the first of the largest logits."""
+        """The option assigned or frozen, if there is one, otherwise the first of the largest logits."""
         if self.assigned is not None:
             return self.assigned
+        if isinstance(self.relaxation, Frozen):
+            return self.relaxation.choice
         return int(self.logits.detach().argmax())
 
     def place(self) -> int | None:
@@ -270,14 +292,15 @@ def _by_size(things: Sequence[T], of: Callable[[T], Decision]) -> list[list[T]]:
 
 
 def outcome_probabilities(decisions: Sequence[Decision]) -> list[Tensor]:
-    """Probabilities of the outcomes of many decisions at once, differentiable, fp32.
+    """Probabilities of the outcomes of many decisions at once, fp32, differentiable unless frozen.
 
     Returns:
         A tensor ``[D, K]`` for each number of options K; zero where a decision has fewer outcomes.
     """
     found = []
     for group in _by_size(decisions, lambda decision: decision):
-        p = torch.softmax(torch.stack([decision.logits.float() for decision in group]), dim=-1)
+        logits = [d.logits.detach() if d.frozen else d.logits for d in group]
+        p = torch.softmax(torch.stack(logits).float(), dim=-1)
         outcome = torch.stack([decision.outcome for decision in group])
         found.append(torch.zeros_like(p).scatter_add(1, outcome, p))
     return found

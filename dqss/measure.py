@@ -51,6 +51,8 @@ class Metric(Protocol):
 
 MetricFactory = Callable[[], Metric]
 Context = Callable[[], AbstractContextManager[None]]
+Variants = Mapping[str, Context | None]
+"""In what to run a supernet, by name; None stands for the float network itself."""
 
 
 @dataclass
@@ -67,7 +69,10 @@ class Evaluator:
         meter: what counts evaluations.
         journal: remembers every measured value, so that a resumed run repeats none.
         advance: told of each measurement's images beforehand; may raise to stop.
-        references: float outputs by sample index, filled as they are needed.
+        references: float outputs by sample index, on the CPU: what the distance reads of them, and
+            nothing else of the float network. The inputs that are searched on leave theirs when
+            they are calibrated with, the others when they are first measured on; no step of the
+            search and no measurement runs the float network again.
     """
 
     supernet: Supernet
@@ -172,13 +177,24 @@ class Evaluator:
 def measure_stream(
     supernet: Supernet,
     loader: Iterable[tuple[Any, Tensor | None]],
-    variants: Mapping[str, Context],
+    variants: Variants,
     distance: Distance,
     metric: MetricFactory | None,
     device: torch.device,
     advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, dict[str, float]]:
     """Measure several variants of a supernet side by side in one pass over ``loader``.
+
+    Each batch goes through the float network once, whose output all variants are compared with.
+
+    Args:
+        supernet: calibrated.
+        loader: ``(inputs, targets)``; targets may be None.
+        variants: what to measure.
+        distance: to the float network.
+        metric: makes a task metric, or None.
+        device: where the supernet is.
+        advance: told of each batch's images.
 
     Returns:
         For each variant ``distance``, ``metric`` (where there are targets) and ``count``.
@@ -191,8 +207,10 @@ def measure_stream(
         with supernet.mode("float"):
             reference = distance.read(call_model(supernet, inputs)).float()
         for name, context in variants.items():
-            with context():
-                output = distance.read(call_model(supernet, inputs)).float()
+            output = reference
+            if context is not None:
+                with context():
+                    output = distance.read(call_model(supernet, inputs)).float()
             totals[name] += float(distance.per_sample(output, reference).double().sum())
             if targets is not None and metrics:
                 metrics[name].update(output.cpu(), targets.cpu())

@@ -69,6 +69,11 @@ class MixedQuantizer(nn.Module, ABC):
         """Whether it only hands on what it is given."""
         return self.mode is Mode.FLOAT
 
+    @property
+    def alone(self) -> bool:
+        """Whether the choice is used by itself: no other candidate counts, and none has a gradient."""
+        return self.mode is Mode.DISCRETE or self.decision.frozen
+
     @abstractmethod
     def outcome(self) -> list[int]:
         """For each candidate the first that, once calibrated, gives the same to the bit, whatever comes."""
@@ -97,7 +102,7 @@ class MixedActivation(MixedQuantizer):
             return x
         if self.mode is Mode.PROBE:
             return self._probe(x)
-        if self.mode is Mode.DISCRETE:
+        if self.alone:
             found: Tensor = self[self.decision.choice](x)
             return found
         return mix_fake_quantize(x, self.decision.weights(), self._grids(x.shape), self.decision.place())
@@ -226,7 +231,7 @@ class MixedWeight(MixedQuantizer):
             return weight
         if self.mode is Mode.PROBE:
             return self._probe(weight)
-        if self.mode is Mode.DISCRETE:
+        if self.alone:
             return self.stack.choose(self.decision.choice).to(weight.dtype)
         return mix_codes(self.decision.weights(), self.stack, self.decision.place()).to(weight.dtype)
 

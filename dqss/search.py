@@ -29,7 +29,8 @@ from dqss.strategy import STRATEGY_FILE, ModelInfo
 
 OPTIONS = {"seed": int, "threads": int | None, "dry_run": bool, "run_dir": str}
 GROUPS = ("model", "data", "search_space", "method")
-FREE = ("hydra", "logger", "method.max_minutes", "resume")
+FREE_OF_METHOD = ("max_minutes", "recompute")
+FREE = ("hydra", "logger", *(f"method.{key}" for key in FREE_OF_METHOD), "resume")
 """What the command line may say anew when a search is resumed: it does not change the result."""
 
 
@@ -115,8 +116,9 @@ def _resumed(config: DictConfig) -> tuple[DictConfig, Path]:
     said = [found.key_or_group for found in cli.overrides(HydraConfig.get().overrides.task)]
     if any(key == "logger" or key.startswith("logger.") for key in said):
         stored.logger = config.logger
-    if "method.max_minutes" in said:
-        stored.method.max_minutes = config.method.max_minutes
+    for key in FREE_OF_METHOD:
+        if f"method.{key}" in said:
+            stored.method[key] = config.method[key]
     # The folder may have moved since.
     moved, stored.run_dir = stored.run_dir, str(folder)
     if stored.logger and stored.logger.get("save_dir") in (moved, config.run_dir):

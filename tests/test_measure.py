@@ -167,7 +167,11 @@ def test_stream_measures_all_variants_in_one_pass() -> None:
     supernet, labels = evaluator.supernet, torch.randint(0, 4, (11,))
     assignment = every_other(supernet)
     loader = [(x, y) for x, y in zip(inputs.split(4), labels.split(4), strict=True)]
-    variants = {"float": lambda: supernet.mode("float"), "chosen": lambda: supernet.assign(assignment)}
+    variants = {
+        "itself": None,
+        "float": lambda: supernet.mode("float"),
+        "chosen": lambda: supernet.assign(assignment),
+    }
     metric = lambda: MulticlassAccuracy(4, average="micro")  # noqa: E731
     distance = MeanSquaredError()
     rows = measure_stream(supernet, iter(loader), variants, distance, metric, torch.device("cpu"))
@@ -177,6 +181,7 @@ def test_stream_measures_all_variants_in_one_pass() -> None:
             chosen = supernet(inputs)
     assert rows["float"]["distance"] == 0 and rows["float"]["count"] == rows["chosen"]["count"] == 11
     assert rows["chosen"]["distance"] == pytest.approx(float((chosen - reference).square().mean()), rel=1e-5)
+    assert rows["itself"] == rows["float"]
     for name, logits in (("float", reference), ("chosen", chosen)):
         assert rows[name]["metric"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
     unlabelled = [(x, None) for x, _ in loader]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from dqss.calls import call_model
+from dqss.decision import Frozen, OneHot
 from dqss.errors import NonFiniteError, SearchSpaceError
 from dqss.mixed import Mode
 from dqss.prepare import prepare
@@ -79,6 +80,51 @@ def test_every_decision_gets_a_gradient(case: tuple[nn.Module, Any]) -> None:
         # Shifting all logits changes nothing.
         assert abs(float(decision.logits.grad.sum())) <= 1e-3 * float(decision.logits.grad.abs().max()) + 1e-6
     assert all(parameter.grad is None for parameter in supernet.network_parameters())
+
+
+def test_frozen_decisions_are_their_choice_alone(case: tuple[nn.Module, Any]) -> None:
+    """Every second one: for the others nothing changes, neither the output nor a gradient."""
+    model, batch = case
+    supernet = calibrated(model, batch)
+    decisions, assignment = supernet.decisions, every_other(supernet)
+    with supernet.assign(assignment):
+        wanted = output(supernet, batch)
+    with supernet.pinned(assignment):
+        output(supernet, batch).square().sum().backward()
+    gradients = {name: decision.logits.grad for name, decision in decisions.items()}
+    for number, (name, decision) in enumerate(decisions.items()):
+        decision.relaxation = (OneHot, Frozen)[number % 2](assignment[name])
+        decision.logits.grad = None
+    with supernet.mode("relaxed"):
+        found = output(supernet, batch)
+    found.square().sum().backward()
+    assert torch.equal(found, wanted)
+    for number, (name, decision) in enumerate(decisions.items()):
+        if number % 2:
+            assert decision.frozen and decision.logits.grad is None
+            assert decision.choice == decision.place() == assignment[name]
+        else:
+            assert torch.equal(decision.logits.grad, gradients[name]), name
+
+
+def test_a_frozen_decision_can_still_be_assigned_and_pinned() -> None:
+    """What comes after a search measures other options, and asks for their gradients."""
+    supernet, batch = calibrated(cnn(), images(4)), images(3)
+    assignment, other = every_other(supernet), every_other(supernet, 1)
+    with supernet.assign(other):
+        wanted = output(supernet, batch)
+    for name, decision in supernet.decisions.items():
+        decision.relaxation = Frozen(assignment[name])
+    for context in (supernet.assign, supernet.pinned):
+        with context(other):
+            assert torch.equal(output(supernet, batch), wanted)
+    with supernet.pinned(other):
+        output(supernet, batch).sum().backward()
+    assert all(parameter.grad is not None for parameter in supernet.arch_parameters())
+    with supernet.mode("relaxed"), supernet.assign(assignment):
+        frozen = output(supernet, batch)
+    with supernet.mode("relaxed"):
+        assert torch.equal(output(supernet, batch), frozen) and not torch.equal(frozen, wanted)
 
 
 def test_parameters_are_disjoint_and_exhaustive(case: tuple[nn.Module, Any]) -> None:

@@ -92,7 +92,9 @@ class SafeKeeping(Callback):
             raise
         if trainer.global_step % self.every == 0:
             self._save(trainer, pl_module)
-        if self.deadline.passed(self.share) and trainer.global_step < pl_module.batches.steps:
+        if pl_module.finished and trainer.global_step < pl_module.batches.steps:
+            self.reporter.say(f"nothing changes any more: search stops after {trainer.global_step} steps")
+        elif self.deadline.passed(self.share) and trainer.global_step < pl_module.batches.steps:
             self.reporter.say(f"time limit: search stops after {trainer.global_step} steps")
             trainer.should_stop = True
 
@@ -127,7 +129,7 @@ def write_history(folder: Path, history: list[HistoryRow]) -> None:
 
 
 def restore(module: PTQSearch, path: Path | None) -> None:
-    """Put the state of a finished search back into ``module``."""
+    """Put the state of an earlier search back into ``module``; nothing where there was none."""
     if path is not None:
         module.on_load_checkpoint(AtomicCheckpoints().load_checkpoint(path))
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dqss.discretize import Discretized
-from dqss.measure import Context, Evaluator, MetricFactory, batches, measure_stream
+from dqss.measure import Context, Evaluator, MetricFactory, Variants, batches, measure_stream
 from dqss.progress import Reporter
 from dqss.supernet import Assignment, Supernet
 
@@ -80,9 +80,9 @@ def _count(loader: Iterable[Any]) -> int:
 
 def _contexts(
     supernet: Supernet, outcome: Discretized, extra: Mapping[str, Assignment]
-) -> dict[str, Context]:
-    contexts: dict[str, Context] = {
-        "float": lambda: supernet.mode("float"),
+) -> dict[str, Context | None]:
+    contexts: dict[str, Context | None] = {
+        "float": None,
         "soft": lambda: supernet.mode("relaxed"),
     }
     assignments = {**extra, **outcome.assignments}
@@ -91,7 +91,7 @@ def _contexts(
     return contexts
 
 
-def _on_selection(evaluator: Evaluator, contexts: Mapping[str, Context], validation: Validation) -> Measured:
+def _on_selection(evaluator: Evaluator, contexts: Variants, validation: Validation) -> Measured:
     samples, part = evaluator.samples, evaluator.parts["select"]
     stream = (
         (samples.batch(indices), samples.targets(indices))
@@ -101,7 +101,10 @@ def _on_selection(evaluator: Evaluator, contexts: Mapping[str, Context], validat
 
 
 def _stream(
-    evaluator: Evaluator, stream: Iterable[Any], contexts: Mapping[str, Context], validation: Validation
+    evaluator: Evaluator,
+    stream: Iterable[Any],
+    contexts: Variants,
+    validation: Validation,
 ) -> Measured:
     measured = measure_stream(
         evaluator.supernet,

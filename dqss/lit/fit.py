@@ -48,17 +48,18 @@ def fit_ptq(
         settings.learning_rate,
         settings.discrete_every,
         settings.discrete_images,
+        settings.settle,
+        settings.stop_after,
     )
+    restore(module, checkpoint)
     with reporter.stage("search", steps) as stage:
         stage.advance(start)
         keeping = SafeKeeping(folder, settings.checkpoint_every, deadline, SEARCH_SHARE, reporter, stage)
         with quiet_lightning():
             runner = _runner(steps, keeping, logger, trainer)
             try:
-                if start < steps:
+                if start < steps and not module.finished:
                     runner.fit(module, ckpt_path=checkpoint)
-                else:
-                    restore(module, checkpoint)
             except SIGTERMException:
                 # Lightning saw the signal before the reporter was asked; the answer is the same.
                 reporter.check()

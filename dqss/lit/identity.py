@@ -56,7 +56,7 @@ def search_identity(
     seed: int,
 ) -> SearchIdentity:
     """Of one search; what only says how long it may take or what it reports is left out."""
-    same = dataclasses.replace(settings, max_minutes=None, checkpoint_every=1, oracle=False)
+    same = dataclasses.replace(settings, max_minutes=None, checkpoint_every=1, oracle=False, recompute=None)
     # A default repr ends in the object's address.
     words = re.sub(r" at 0x[0-9a-f]+", "", repr(same))
     options = [(name, decision.options) for name, decision in supernet.decisions.items()]

@@ -25,6 +25,10 @@ class MeanField(Optimizer):
     stationary point of ``E[loss] - T entropy`` over independent decisions.
     There is no learning rate, and the scale of the loss does not matter.
 
+    What is known of a frozen decision (see :class:`dqss.decision.Frozen`) stays as it is, and so do
+    its logits. It still counts for the temperature, with the effects last known: the others are
+    neither hotter nor colder because of it, and follow the path that they would follow anyway.
+
     Args:
         decisions: whose logits to set.
         entropy: share of ``log K`` that is wanted after each step, as a function of the number of
@@ -64,14 +68,17 @@ class MeanField(Optimizer):
         found = [potentials(*self._known(group)) for group in groups.values()]
         done = int(self.state[self.decisions[0].logits]["step"])
         for group, rows in zip(groups.values(), logits_of_entropy(found, self.entropy(done)), strict=True):
-            set_outcomes(group, rows)
+            live = [k for k, decision in enumerate(group) if not decision.frozen]
+            if live:
+                set_outcomes([group[k] for k in live], rows[live])
         return loss
 
     def _learn(self) -> None:
-        states = [self.state[logits] for logits in self._logits()]
-        for key in ("sums", "counts"):
-            torch._foreach_mul_([state[key] for state in states], self.param_groups[0]["memory"])
-        torch._foreach_add_([state["step"] for state in states], 1)
+        torch._foreach_add_([self.state[logits]["step"] for logits in self._logits()], 1)
+        learning = [self.state[d.logits] for d in self.decisions if not d.frozen]
+        if learning:  # torch refuses an empty list
+            for key in ("sums", "counts"):
+                torch._foreach_mul_([state[key] for state in learning], self.param_groups[0]["memory"])
         found = [(d, d.logits.grad) for d in self.decisions if d.logits.grad is not None]
         # One look at all of them: each look at one would wait for the device.
         if found and not bool(torch.isfinite(torch.cat([gradient for _, gradient in found])).all()):

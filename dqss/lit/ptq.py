@@ -15,10 +15,14 @@ from dqss.calls import call_model
 from dqss.decision import entropies, margins, outcome_probabilities
 from dqss.errors import NonFiniteError
 from dqss.lit.schedules import Schedule
+from dqss.lit.settling import Settled, Settling
+from dqss.lit.unchanged import Unchanged
 from dqss.losses import SearchLoss
 from dqss.measure import Evaluator, to_device
 
 HistoryRow = dict[str, float]
+NEVER = Settling()
+"""Nothing is frozen."""
 
 
 class StepBatches(IterableDataset[list[int]]):
@@ -58,6 +62,9 @@ class PTQSearch(pl.LightningModule):
         learning_rate: of schedules that have one.
         discrete_every: steps between two measurements of the discrete network (0: none).
         discrete_images: images for that.
+        settle: when decisions are frozen to their choice.
+        stop_after: the search is done when its argmax has not changed in so many steps (None: never
+            before its last), see :class:`dqss.lit.unchanged.Unchanged`.
     """
 
     def __init__(
@@ -69,6 +76,8 @@ class PTQSearch(pl.LightningModule):
         learning_rate: float,
         discrete_every: int = 0,
         discrete_images: int = 32,
+        settle: Settling = NEVER,
+        stop_after: int | None = None,
     ) -> None:
         super().__init__()
         self.supernet = evaluator.supernet
@@ -79,6 +88,8 @@ class PTQSearch(pl.LightningModule):
         self.learning_rate = learning_rate
         self.discrete_every, self.discrete_images = discrete_every, discrete_images
         self._decisions = list(self.supernet.decisions.values())
+        self.settled = Settled(self._decisions, settle)
+        self.unchanged = Unchanged(self._decisions, stop_after)
         self.history: list[HistoryRow] = []
         self.found: list[dict[str, int]] = []
         """The argmax after each fall of the entropy, see :meth:`Schedule.cold`."""
@@ -107,8 +118,7 @@ class PTQSearch(pl.LightningModule):
         if step in self.schedule.cold(self.batches.steps):
             self.found.append(self.supernet.argmax())
         progress = step / max(self.batches.steps - 1, 1)
-        self.supernet.relax(self.schedule.relaxation(progress))
-        self.supernet.draw(self.batches.seed, step)
+        self._relax(progress, step)
         inputs = to_device(self.evaluator.samples.batch(indices), self.device)
         targets = self.evaluator.samples.targets(indices)
         with self.supernet.mode("relaxed"):
@@ -130,6 +140,24 @@ class PTQSearch(pl.LightningModule):
         self._remember(step, loss, entropy, margins(probabilities), started)
         return loss + weight * entropy if weight else loss
 
+    def _relax(self, progress: float, step: int) -> None:
+        self.supernet.relax(self.schedule.relaxation(progress))
+        self.settled.freeze()
+        self.supernet.draw(self.batches.seed, step)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A whole step, backward pass included; then look at where the logits have come."""
+        super().optimizer_step(*args, **kwargs)
+        self.settled.observe()
+        self.unchanged.observe()
+        if self.finished:
+            self.trainer.should_stop = True
+
+    @property
+    def finished(self) -> bool:
+        """Whether further steps would change nothing, as far as one may tell."""
+        return self.unchanged.done or len(self.settled.frozen) == len(self._decisions)
+
     def _remember(self, step: int, loss: Tensor, entropy: Tensor, margin: Tensor, started: float) -> None:
         row: HistoryRow = {
             "step": step,
@@ -142,6 +170,8 @@ class PTQSearch(pl.LightningModule):
             row["discrete_distance"] = self.evaluator.measure(
                 self.supernet.argmax(), "refine", self.discrete_images
             )
+        if self.settled.settling.margin is not None:
+            row["frozen"] = len(self.settled.frozen)
         row["seconds"] = time.perf_counter() - started
         self.history.append(row)
         self.log_row(row)
@@ -155,8 +185,7 @@ class PTQSearch(pl.LightningModule):
     def settle(self) -> None:
         """Relax as the last step does, and note the last argmax, however the search came to its end."""
         self.found.append(self.supernet.argmax())
-        self.supernet.relax(self.schedule.relaxation(1.0))
-        self.supernet.draw(self.batches.seed, self.batches.steps - 1)
+        self._relax(1.0, self.batches.steps - 1)
 
     # -- checkpoints: logits, optimizer and history, never the network --------------------------
 
@@ -168,6 +197,8 @@ class PTQSearch(pl.LightningModule):
         }
         checkpoint["history"] = self.history
         checkpoint["found"] = self.found
+        checkpoint["settled"] = self.settled.state_dict()
+        checkpoint["unchanged"] = self.unchanged.state_dict()
         checkpoint["evaluations"] = self.evaluator.meter.evaluations
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -177,4 +208,6 @@ class PTQSearch(pl.LightningModule):
                 decision.logits.copy_(checkpoint["state_dict"][f"logits.{name}"])
         checkpoint["state_dict"] = {}
         self.history, self.found = list(checkpoint["history"]), list(checkpoint["found"])
+        self.settled.load_state_dict(checkpoint["settled"])
+        self.unchanged.load_state_dict(checkpoint["unchanged"])
         self.evaluator.meter.evaluations = int(checkpoint["evaluations"])

@@ -27,6 +27,7 @@ from dqss.lit.settings import PTQSettings
 from dqss.measure import Evaluator
 from dqss.prepare.modules import unwrap
 from dqss.progress import Reporter
+from dqss.recompute import recomputing
 from dqss.samples import Samples
 from dqss.space import SearchSpace
 from dqss.strategy import ModelInfo, utc_now
@@ -108,12 +109,13 @@ def search_ptq(
     samples = inputs if isinstance(inputs, Samples) else Samples.of(inputs)
     with clock.time("calibrate"):
         prepared, evaluator = build(model, samples, search_space, settings, seed, folder, device, reporter)
-    with clock.time("search"):
-        module = fit_ptq(evaluator, settings, seed, folder, deadline, reporter, trainer or {}, logger)
-        evaluator.supernet.to(device)
     uniform = uniform_assignments(evaluator.supernet)
-    with clock.time("discretize"):
-        outcome = _discretize(evaluator, module.found, uniform, settings, deadline, reporter)
+    with recomputing(evaluator.supernet, settings.recompute or ()):
+        with clock.time("search"):
+            module = fit_ptq(evaluator, settings, seed, folder, deadline, reporter, trainer or {}, logger)
+            evaluator.supernet.to(device)
+        with clock.time("discretize"):
+            outcome = _discretize(evaluator, module.found, uniform, settings, deadline, reporter)
     cost = {"steps": len(module.history), "evaluations": evaluator.meter.evaluations}
     with clock.time("report"):
         oracle = settings.oracle and not deadline.passed(REFINE_SHARE)

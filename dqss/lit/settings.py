@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dqss.discretize import RefineSettings
 from dqss.errors import UserError
 from dqss.lit.schedules import MeanFieldSchedule, Schedule
+from dqss.lit.settling import Settling
 from dqss.losses import Distance, SearchLoss
 from dqss.uniform import FIRST_RUNG
 
@@ -23,6 +25,7 @@ _POSITIVE = (
     "finalists",
     "checkpoint_every",
     "discrete_images",
+    "stop_after",
 )
 
 
@@ -37,6 +40,12 @@ class PTQSettings:
         schedule: relaxation over the steps.
         distance: to the float network; None: KL for logits, MSE for images.
         loss: what is minimized; None: the distance.
+        settle: when a decision is frozen to its choice.
+        stop_after: the search ends when its argmax has not changed in so many steps at a low entropy,
+            see :class:`dqss.lit.unchanged.Unchanged`; None: never before its last step.
+        recompute: patterns of modules whose activations are computed anew on the way back, which
+            saves memory and takes time; "auto": the blocks that the network repeats. See
+            :func:`dqss.recompute.blocks`. None: none.
         parts: shares of the inputs for the search with its refinement, and for the selection.
         refine: how the argmax is re-decided.
         screen_images: on which all uniform strategies are measured; the better ones on more.
@@ -55,6 +64,9 @@ class PTQSettings:
     schedule: Schedule = field(default_factory=MeanFieldSchedule)
     distance: Distance | None = None
     loss: SearchLoss | None = None
+    settle: Settling = field(default_factory=Settling)
+    stop_after: int | None = None
+    recompute: str | Sequence[str] | None = None
     parts: tuple[float, float] = (0.8, 0.2)
     refine: RefineSettings = field(default_factory=RefineSettings)
     screen_images: int = FIRST_RUNG
@@ -67,6 +79,7 @@ class PTQSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))  # a list where a file gave them
+        object.__setattr__(self, "recompute", _patterns(self.recompute))
         for name in _POSITIVE:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"method.{name}={getattr(self, name)!r}: expected a positive number")
@@ -74,6 +87,8 @@ class PTQSettings:
             raise UserError(
                 f"method.parts={list(self.parts)}: expected two positive shares of at most 1 in total"
             )
+        if not isinstance(self.settle, Settling):
+            raise UserError(f"method.settle={self.settle!r}: write method.settle.margin=0.9, or null there")
         if self.discrete_every < 0:
             raise UserError(f"method.discrete_every={self.discrete_every}: expected 0 or more")
         if self.max_minutes is not None and not self.max_minutes > 0:
@@ -82,3 +97,11 @@ class PTQSettings:
     def steps_at(self, bits: int) -> int:
         """The steps of a search whose candidates have ``bits`` or more."""
         return self.steps or (STEPS if bits < EASY_BITS else EASY_STEPS)
+
+
+def _patterns(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """One pattern or several as several."""
+    found = (given,) if isinstance(given, str) else given
+    if found is not None and not found:
+        raise UserError("method.recompute=[]: name modules, or write auto, or null for none")
+    return None if found is None else tuple(found)

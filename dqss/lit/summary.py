@@ -22,6 +22,7 @@ from dqss.measure import PROBES
 from dqss.metrics import as_read
 from dqss.mixed import MixedQuantizer, MixedWeight
 from dqss.progress import Reporter
+from dqss.recompute import recomputing
 from dqss.samples import Samples
 from dqss.space import SearchSpace
 from dqss.uniform import uniform_assignments
@@ -88,9 +89,10 @@ def print_plan(
     console.print(table)
     _print_coverage(console, supernet.coverage)
     indices = evaluator.parts["search"][: evaluator.batch_size]
-    evaluator.first_order(supernet.argmax(), "search", 1)  # compiles; that is paid once
-    started = time.perf_counter()
-    evaluator.first_order(supernet.argmax(), "search", len(indices))
+    with recomputing(supernet, settings.recompute or ()):
+        evaluator.first_order(supernet.argmax(), "search", 1)  # compiles; that is paid once
+        started = time.perf_counter()
+        evaluator.first_order(supernet.argmax(), "search", len(indices))
     per_image = (time.perf_counter() - started) / len(indices) / 3
     uniform = len(uniform_assignments(supernet))
     evaluations = _expected_evaluations(len(samples), uniform, planned_steps(settings, supernet), settings)

@@ -118,6 +118,50 @@ def test_killed_at(
     assert results(tmp_path / "run") == results(undisturbed)
 
 
+SWITCHES = (
+    "method.steps=40",
+    "method.settle.margin=0.9",
+    "method.settle.patience=3",
+    "method.stop_after=2",
+    "method.recompute=auto",
+)
+"""Decisions are frozen on the way, and the search ends before its last step."""
+
+
+@pytest.fixture(scope="module")
+def switched(words: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed search with every switch on."""
+    folder = tmp_path_factory.mktemp("switched")
+    assert call("search", *words, *SWITCHES, "run_dir=run", cwd=folder).code == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("moment", ["a decision freezes", "the step before", "the last step", "the end"])
+def test_killed_with_every_switch_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    switched: Path,
+    moment: str,
+) -> None:
+    history = results(switched)["history"]
+    assert isinstance(history, list)
+    frozen = [int(row["frozen"]) for row in history]
+    first = next(step for step, count in enumerate(frozen) if count)
+    assert first < len(frozen) - 3 and len(frozen) < 40 and frozen[-1] < 40
+    step = {"a decision freezes": first, "the step before": first - 1, "the last step": len(frozen) - 1}
+    killed = at("while measuring the effects", switched, Killed())
+    if moment in step:
+        killed = PTQSearch, "training_step", after(1 + step[moment], PTQSearch.training_step, Killed())
+    with monkeypatch.context() as patch:
+        patch.setattr(*killed)
+        with pytest.raises(Killed):
+            call("search", *words, *SWITCHES, "run_dir=run", cwd=tmp_path)
+    outcome = call("search", "resume=run", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert results(tmp_path / "run") == results(switched)
+
+
 def test_the_log_of_a_resumed_search_has_every_step(interrupted: Path, tmp_path: Path) -> None:
     assert call("search", "resume=run", cwd=tmp_path).code == 0
     lines = (tmp_path / "run" / "logs" / "metrics.csv").read_text().splitlines()
@@ -167,8 +211,9 @@ def test_only_what_leaves_the_search_as_it_is_may_be_said_anew(
     assert "holds an interrupted search: go on with resume=" in error
     # The same command once more, and from a folder that has moved.
     moved = run.rename(tmp_path / "moved = here")
-    anew = ("logger=none", "method.max_minutes=9", "run_dir=moved = here", 'resume="moved = here"')
-    outcome = call("search", *words, *anew, cwd=tmp_path)
+    anew = ("logger=none", "method.max_minutes=9", "method.recompute=auto")
+    place = ("run_dir=moved = here", 'resume="moved = here"')
+    outcome = call("search", *words, *anew, *place, cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     assert results(moved) == results(undisturbed)
     assert not run.exists()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dqss.decision import Decision, Sampled
+from dqss.decision import Decision, Frozen, Sampled
 from dqss.effects import logits_of_entropy, potentials
 from dqss.errors import NonFiniteError, UserError
 from dqss.lit.mean_field import MeanField
@@ -102,6 +102,25 @@ def test_logits_follow_the_effects_at_one_temperature() -> None:
     effects = [optimizer.effects(decision)[None] for decision in problem.decisions]
     for decision, wanted in zip(problem.decisions, logits_of_entropy(effects, 0.3), strict=True):
         torch.testing.assert_close(decision.logits.detach(), wanted[0].float(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_frozen_decision_stays_and_leaves_the_others_their_temperature() -> None:
+    problem = Quadratic((3, 4, 3), seed=5)
+    optimizer = MeanField(problem.decisions, lambda done: 0.5 if done <= 20 else 0.3, memory=0.9)
+    problem.run(optimizer, 20)
+    frozen = problem.decisions[1]
+    frozen.relaxation = Frozen(frozen.choice)
+    before = [d.logits.detach().clone() for d in problem.decisions]
+    known = optimizer.effects(frozen)
+    problem.run(optimizer, 30, begin=20)
+    assert torch.equal(frozen.logits, before[1]) and torch.equal(optimizer.effects(frozen), known)
+    assert float(optimizer.state[frozen.logits]["counts"].sum()) == pytest.approx((1 - 0.9**20) / 0.1)
+    effects = [optimizer.effects(decision)[None] for decision in problem.decisions]
+    wanted = logits_of_entropy(effects, 0.3)
+    for number in (0, 2):
+        logits = problem.decisions[number].logits.detach()
+        torch.testing.assert_close(logits, wanted[number][0].float(), rtol=1e-4, atol=1e-4)
+        assert not torch.equal(logits, before[number])
 
 
 def test_weight_of_the_past_is_a_geometric_series() -> None:

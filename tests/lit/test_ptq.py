@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,12 +11,10 @@ from torch import nn
 from dqss.calls import call_model
 from dqss.decision import Softmax
 from dqss.errors import NonFiniteError
-from dqss.lit.ptq import PTQSearch, StepBatches
-from dqss.lit.schedules import GumbelSchedule, MeanFieldSchedule, Schedule, SoftmaxSchedule
+from dqss.lit.ptq import StepBatches
+from dqss.lit.schedules import GumbelSchedule, MeanFieldSchedule, SoftmaxSchedule
 from dqss.measure import Evaluator
-from tests.support.nets import calibrated, cnn, evaluator_of, images
-
-PARTS = {"search": [11, 2, 7, 4, 9, 0, 5, 1], "refine": [3, 6], "select": [8, 10]}
+from tests.support.searches import PARTS, fit, search
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 10**6), st.integers(0, 5))
@@ -42,29 +39,6 @@ def test_epochs_and_seeds_differ_in_order() -> None:
     orders = {tuple(batch) for plan in plans for batch in plan}
     assert len(orders) == 12
     assert list(plans[0]) == list(StepBatches(range(32), 32, 4, 0))
-
-
-def search(schedule: Schedule, steps: int = 1, model: nn.Module | None = None, **options: Any) -> PTQSearch:
-    torch.manual_seed(4)
-    inputs = images(12)
-    supernet = calibrated(model or cnn(), inputs)
-    evaluator = evaluator_of(supernet, inputs, PARTS)
-    plan = StepBatches(PARTS["search"], 4, steps, seed=7)
-    return PTQSearch(evaluator, plan, schedule, evaluator.distance, **{"learning_rate": 0.1, **options})
-
-
-def fit(module: PTQSearch) -> PTQSearch:
-    trainer = pl.Trainer(
-        max_steps=module.batches.steps,
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    trainer.fit(module)
-    return module
 
 
 def loss_by_hand(evaluator: Evaluator, step: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The whole search on tiny networks: the promise, reproducibility, and what each part may see."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import dqss.discretize
 from dqss.apply import apply_strategy
+from dqss.attach import INPUT_QUANTIZER
 from dqss.bundle import Bundle
 from dqss.discretize import RefineSettings
 from dqss.errors import DataError, NonFiniteError
@@ -182,6 +184,25 @@ def test_evaluations_equal_a_hand_count(passes: float, refining: int) -> None:
     select = 4 + 3 * 4  # float, then refined, argmax and the uniform one
     assert result.metrics["evaluations"] == calibrate + search + refining + screening + select
     assert result.metrics["steps"] == 2
+
+
+def test_the_float_network_runs_once_an_input() -> None:
+    """Its outputs are kept from the calibration on; only what reports runs it again, once an image."""
+    runs: Counter[str] = Counter()
+
+    def count(layer: nn.Module, args: tuple[Tensor]) -> None:
+        quantizer = getattr(layer, INPUT_QUANTIZER, None)
+        runs["preparing" if quantizer is None else quantizer.mode.value] += len(args[0])
+
+    model, inputs = cnn(), images(32)
+    search, select = (len(part) for part in split(32, QUICK.parts, 0))
+    model[-1].register_forward_pre_hook(count)  # goes along with the copy that is searched on
+    x, y = images(16), torch.randint(0, 4, (16,))
+    metric = Validation([(x, y)], lambda: MulticlassAccuracy(4), "top1")
+    search_ptq(model, inputs, small_space(2), replace(QUICK, oracle=True), validation=metric)
+    assert runs["observe"] == search
+    assert runs["float"] == select + select + len(x)
+    assert runs["discrete"] > 10 * runs["float"] and runs["relaxed"] > 0
 
 
 class TwoLayers(nn.Module):
