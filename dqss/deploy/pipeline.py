@@ -58,9 +58,7 @@ def export(model: nn.Module, bundle: Bundle, path: Path, samples: Samples, optio
     ensure_folder(path.parent)
     simulation = apply_strategy(model, bundle, force=options.force).cpu()
     _check_precision(simulation)
-    # Two at least: an axis of one would be taken for a constant.
-    example = samples.batch([0, min(1, len(samples) - 1)] if samples.uniform else [0, 0])
-    work = _Work(Marked(simulation, bundle.strategy), bundle, samples, options, example)
+    work = _Work(Marked(simulation, bundle.strategy), bundle, samples, options)
     found, notes = work.build(()), list[str]()
     coarse = found.coarse(options.tolerance)
     if coarse:
@@ -71,7 +69,7 @@ def export(model: nn.Module, bundle: Bundle, path: Path, samples: Samples, optio
     if not options.target.tried:
         notes.append(f"no file for {options.target.name} has been run by us")
     data = _serialized(found.graph)
-    parity, metric = work.compare(data, _float_network(model, bundle, example), found)
+    parity, metric = work.compare(data, _float_network(model, bundle, samples.batch([0])), found)
     if options.watch is not None:
         options.watch(parity)
     parity.check(options.tolerance)
@@ -111,14 +109,18 @@ class _Built:
 class _Work:
     """A traced network, of which files are built and compared."""
 
-    def __init__(
-        self, marked: Marked, bundle: Bundle, samples: Samples, options: Options, example: Any
-    ) -> None:
+    def __init__(self, marked: Marked, bundle: Bundle, samples: Samples, options: Options) -> None:
         self.bundle, self.samples, self.options = bundle, samples, options
         self.grids, self.size = Grids(bundle), BATCH if samples.uniform else 1
+        # Two at least: an axis of one would be taken for a constant.
+        pair = samples.batch([0, min(1, len(samples) - 1)] if samples.uniform else [0, 0])
         open_size = options.dynamic_size
-        open_size = _makes_images(marked, example) if open_size is None else open_size
-        self.traced, signature = trace(marked, example, open_size)
+        open_size = _makes_images(marked, pair) if open_size is None else open_size
+        self.traced, signature = trace(marked, pair, open_size)
+        if not any(0 in axes for axes in _open_axes(self.traced).values()):
+            # Its forward fixes how many inputs there are: then one.
+            self.size = 1
+            self.traced, signature = trace(marked, samples.batch([0]), open_size)
         self.comparison = Comparison(marked, signature, options.threads)
         self.few = min(options.part_inputs, len(samples))
 

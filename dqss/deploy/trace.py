@@ -98,7 +98,16 @@ def trace(marked: Marked, batch: Any, dynamic_size: bool) -> tuple[ir.Model, Sig
             "the simulation runs without a trace: apply_strategy"
         ) from error
     assert translated is not None
+    for value in translated.model.graph.inputs:
+        _settle(value)
     return translated.model, signature
+
+
+def _settle(value: ir.Value) -> None:
+    """A size that turned out to be fixed may still look like a symbol, of the name ``2``."""
+    if value.shape is not None:
+        sizes = [size if isinstance(size, int) else str(size.value) for size in value.shape]
+        value.shape = ir.Shape([int(size) if str(size).isdigit() else size for size in sizes])
 
 
 def _axes(tensor: Tensor, dynamic_size: bool) -> dict[int, Any]:
