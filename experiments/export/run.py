@@ -102,8 +102,7 @@ def row(case: Case, bundle: Bundle, target: Target, checked: Whole | None) -> li
     """Export, and what came of it."""
     started = time.perf_counter()
     seen: list[Parity] = []
-    metric = task_metric("classification", 1000 if case.samples.labelled else None)[1]
-    metric = metric if case.samples.labelled else None
+    metric = task_metric("classification", None)[1] if case.samples.labelled else None
     quantized = sum(1 for _ in bundle.strategy.choices())
     try:
         with tempfile.TemporaryDirectory() as folder:
