@@ -112,7 +112,8 @@ class MixedActivation(MixedQuantizer):
     def _grids(self, shape: torch.Size) -> GridStack:
         """All grids, stacked once: after calibration they stay as they are."""
         if self._stack is None or not self._stack.fits(shape):
-            self._stack = GridStack.of([self[k].grid() for k in range(len(self.candidates))], shape)
+            grids = [self[k].grid() for k in range(len(self.candidates))]
+            self._stack = GridStack.of(grids, shape, self.outcome())
         return self._stack
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MixedActivation:
@@ -181,6 +182,7 @@ class MixedWeight(MixedQuantizer):
         """Calibrate on ``weight`` itself, weighted by the gradients collected, and keep its codes."""
         self.calibrate({g: self._statistics(weight, g) for g in self.granularities})
         self._stack = CodeStack.of([self[k].codes(weight) for k in range(len(self.candidates))])
+        self._stack = self._stack.merged(self.outcome())
         self._importance = None
 
     def _statistics(self, weight: Tensor, granularity: Granularity) -> Statistics:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dqss import fused
+from dqss.distinct import Distinct
 from dqss.functional import (
     broadcast_channels,
     channel_count,
@@ -30,6 +31,7 @@ from dqss.functional import (
     quantize,
     refine_channels,
 )
+from dqss.recompute import offer
 from dqss.spec import Granularity, PerChannel, PerGroup, QuantSpec
 
 
@@ -60,25 +62,34 @@ class Grid:
 
 @dataclass(frozen=True)
 class GridStack:
-    """The grids of K candidates, side by side.
+    """The grids of K candidates, side by side; those that are the same once.
 
     Attributes:
-        scale, low, high: fp32 ``[K, C]``; the bounds are those of ``code - zero_point``.
+        scale, low, high: fp32 ``[U, C]``; the bounds are those of ``code - zero_point``.
         granularity: whose channels the C columns are.
+        distinct: which of the U rows are whose.
     """
 
     scale: Tensor
     low: Tensor
     high: Tensor
     granularity: Granularity
+    distinct: Distinct
 
     @classmethod
-    def of(cls, grids: Sequence[Grid], shape: torch.Size) -> GridStack:
-        """Stack grids for tensors with the channels of ``shape``."""
+    def of(cls, grids: Sequence[Grid], shape: torch.Size, alike: Sequence[int] | None = None) -> GridStack:
+        """Stack grids for tensors with the channels of ``shape``.
+
+        Args:
+            grids: of K candidates.
+            shape: see above.
+            alike: for each candidate the first one of the same grid; None: they all differ.
+        """
+        distinct = Distinct.of(range(len(grids)) if alike is None else alike, grids[0].scale.device)
         common = common_granularity(grid.spec.granularity for grid in grids)
-        rows = (grid.rows(shape, common) for grid in grids)
+        rows = (grids[k].rows(shape, common) for k in distinct.first)
         scale, low, high = (torch.stack(parts) for parts in zip(*rows, strict=True))
-        return cls(scale, low, high, common)
+        return cls(scale, low, high, common, distinct)
 
     @cached_property
     def inverse(self) -> Tensor:
@@ -87,10 +98,10 @@ class GridStack:
 
     @cached_property
     def alone(self) -> list[list[Tensor]]:
-        """Scale and both bounds of each candidate, ``[1, C]`` in memory of their own."""
+        """Scale and both bounds of each of the K candidates, ``[1, C]`` in memory of their own."""
         return [
-            [part[k : k + 1].clone() for part in (self.scale, self.low, self.high)]
-            for k in range(len(self.scale))
+            [part[row : row + 1].clone() for part in (self.scale, self.low, self.high)]
+            for row in self.distinct.rows
         ]
 
     def fits(self, shape: torch.Size) -> bool:
@@ -101,6 +112,7 @@ class GridStack:
 class _MixFakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, grids: GridStack) -> Tensor:
+        weights = grids.distinct.pool(weights)
         ctx.save_for_backward(x, weights)
         ctx.grids = grids
         blocks = _blocks(x, grids.granularity)
@@ -115,7 +127,15 @@ class _MixFakeQuantize(torch.autograd.Function):
         passed, sums = fused.mix_backward(
             x.numel() * len(weights), blocks, grad, weights, grids.scale, grids.low, grids.high
         )
+        sums = grids.distinct.share(sums)
         return _from_blocks(passed, x.shape, grids.granularity).to(x.dtype), sums, None
+
+
+def _quantized(x: Tensor, grids: GridStack, place: int) -> Tensor:
+    """``x`` on the grid of one candidate."""
+    blocks = _blocks(x, grids.granularity)
+    quantized = fused.quantize(x.numel(), blocks, *grids.alone[place])
+    return _from_blocks(quantized, x.shape, grids.granularity).to(x.dtype)
 
 
 class _DrawnFakeQuantize(torch.autograd.Function):
@@ -125,9 +145,7 @@ class _DrawnFakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weights: Tensor, grids: GridStack, place: int) -> Tensor:
         ctx.save_for_backward(x)
         ctx.grids, ctx.place = grids, place
-        blocks = _blocks(x, grids.granularity)
-        quantized = fused.quantize(x.numel(), blocks, *grids.alone[place])
-        return _from_blocks(quantized, x.shape, grids.granularity).to(x.dtype)
+        return _quantized(x, grids, place)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
@@ -138,6 +156,7 @@ class _DrawnFakeQuantize(torch.autograd.Function):
         passed, sums = fused.drawn_backward(
             x.numel() * len(grids.scale), blocks, grad, *rows, *grids.alone[ctx.place]
         )
+        sums = grids.distinct.share(sums)
         return _from_blocks(passed, x.shape, grids.granularity).to(x.dtype), sums, None, None
 
 
@@ -158,12 +177,12 @@ def mix_fake_quantize(
         the gradient of ``x``.
     """
     stack = grids if isinstance(grids, GridStack) else GridStack.of(grids, x.shape)
-    result: Tensor = (
-        _MixFakeQuantize.apply(x, weights, stack)
-        if place is None
-        else _DrawnFakeQuantize.apply(x, weights, stack, place)
-    )
-    return result
+    if place is None:
+        mixed: Tensor = _MixFakeQuantize.apply(x, weights, stack)
+        return mixed
+    drawn: Tensor = _DrawnFakeQuantize.apply(x, weights, stack, place)
+    source = x.detach()
+    return offer(drawn, lambda: _quantized(source, stack, place))
 
 
 def mix_fake_quantize_reference(x: Tensor, weights: Tensor, grids: Sequence[Grid]) -> Tensor:
@@ -218,17 +237,21 @@ _INTEGERS = (torch.int8, torch.int16, torch.int32)
 class CodeStack:
     """All candidates' codes of one weight, channels (or groups) first, for mixing in one pass.
 
+    Candidates that give the same weight have their codes there once.
+
     Attributes:
-        steps: ``[K, C, n]``, ``code - zero_point`` in the smallest integer type for all.
-        scale: ``[K, C]`` fp32.
+        steps: ``[U, C, n]``, ``code - zero_point`` in the smallest integer type for all.
+        scale: ``[U, C]`` fp32.
         shape: of the weight.
         granularity: whose channels the C rows are.
+        distinct: which of the U codes are whose.
     """
 
     steps: Tensor
     scale: Tensor
     shape: torch.Size
     granularity: Granularity
+    distinct: Distinct
 
     @classmethod
     def of(cls, codes: Sequence[Codes]) -> CodeStack:
@@ -243,21 +266,39 @@ class CodeStack:
         scales = [
             refine_channels(code.grid.scale, shape, code.grid.spec.granularity, common) for code in codes
         ]
-        return cls(torch.stack(rows).to(kind), torch.stack(scales), shape, common)
+        distinct = Distinct.of(range(len(codes)), scales[0].device)
+        return cls(torch.stack(rows).to(kind), torch.stack(scales), shape, common, distinct)
+
+    def merged(self, alike: Sequence[int]) -> CodeStack:
+        """The same without codes that are there twice.
+
+        Args:
+            alike: for each of the K candidates, the first one that gives the same weight.
+        """
+        distinct = Distinct.of(alike, self.scale.device)
+        if distinct.all_differ:
+            return self
+        kept = [self.distinct.rows[k] for k in distinct.first]
+        return replace(self, steps=self.steps[kept], scale=self.scale[kept], distinct=distinct)
 
     def choose(self, index: int) -> Tensor:
         """The weight of one candidate, bit for bit ``codes[index].dequantize()``."""
-        codes = self.steps[index]
-        return self.restore(fused.restore(codes.numel(), self.scale[index], codes))
+        row = self.distinct.rows[index]
+        codes = self.steps[row]
+        return self.restore(fused.restore(codes.numel(), self.scale[row], codes))
 
     def sums(self, grad: Tensor) -> Tensor:
         """Inner products ``[K]`` of all candidates with ``grad``, in the shape of the weight."""
-        k, channels, length = self.steps.shape
+        distinct, channels, length = self.steps.shape
         piece = _longest_piece(length)
-        codes = self.steps.view(k, channels * length // piece, piece)
+        codes = self.steps.view(distinct, channels * length // piece, piece)
         rows = self.rows(grad).reshape(-1, piece)
-        found: Tensor = fused.mix_codes_backward(codes.numel(), rows, self.scale, codes)
-        return found
+        return self.distinct.share(fused.mix_codes_backward(codes.numel(), rows, self.scale, codes))
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """The sum of all candidates, weighted with ``[K]``."""
+        weights = self.distinct.pool(weights)
+        return self.restore(fused.mix_codes(self.steps.numel(), weights, self.scale, self.steps))
 
     def restore(self, rows: Tensor) -> Tensor:
         """``[C, n]`` back in the shape of the weight."""
@@ -269,7 +310,8 @@ class CodeStack:
 
     def to(self, move: Any) -> CodeStack:
         """The same with ``move`` applied to its tensors."""
-        return CodeStack(move(self.steps), move(self.scale), self.shape, self.granularity)
+        distinct = replace(self.distinct, index=move(self.distinct.index))
+        return replace(self, steps=move(self.steps), scale=move(self.scale), distinct=distinct)
 
 
 class _MixCodes(torch.autograd.Function):
@@ -278,7 +320,7 @@ class _MixCodes(torch.autograd.Function):
         ctx.stack = stack
         if place is not None:
             return stack.choose(place)
-        return stack.restore(fused.mix_codes(stack.steps.numel(), weights, stack.scale, stack.steps))
+        return stack.mix(weights)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
@@ -293,7 +335,7 @@ def mix_codes(weights: Tensor, codes: CodeStack | Sequence[Codes], place: int | 
     """
     stack = codes if isinstance(codes, CodeStack) else CodeStack.of(codes)
     result: Tensor = _MixCodes.apply(weights, stack, place)
-    return result
+    return result if place is None else offer(result, lambda: stack.choose(place))
 
 
 def _blocks(x: Tensor, granularity: Granularity) -> Tensor:

@@ -28,7 +28,9 @@ from dqss.layers import input_shape, searchable_layers
 from dqss.losses import Distance
 from dqss.mixed import MixedActivation, MixedQuantizer, MixedWeight, Mode
 from dqss.products import ProductSearch, SearchableProduct, forget
+from dqss.recompute import Recomputation
 from dqss.space import LayerCandidates, LayerInfo, SearchSpace
+from dqss.stem import hasten
 
 Assignment = Mapping[str, int]
 """The chosen option of each decision, by the decision's name."""
@@ -60,6 +62,7 @@ class Supernet(nn.Module):
         self.model = model.eval().requires_grad_(False)
         forbid_nested(model)
         self.space = space
+        self._recomputation = Recomputation()
         self.layers: dict[str, SearchableLayer] = {}
         self.products: dict[str, SearchableProduct] = {}
         self.coverage = Coverage()
@@ -97,6 +100,7 @@ class Supernet(nn.Module):
             decision = Decision(f"{info.name}.activation", candidates.activation)
             activation = MixedActivation(candidates.activation, decision, input_shape(module, info))
             attach_input(module, activation)
+            hasten(module)
         return SearchableLayer(info, module, weight, activation)
 
     def _note_tie(self, owner: str, name: str) -> None:
@@ -110,7 +114,10 @@ class Supernet(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward pass, quantized as the mode says."""
-        return self.model(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            return self.model(*args, **kwargs)
+        with self._recomputation():
+            return self.model(*args, **kwargs)
 
     def quantizers(self) -> Iterator[MixedQuantizer]:
         """Every mixed quantizer once, weights before inputs, in layer order; then those of products."""

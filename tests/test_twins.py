@@ -14,7 +14,9 @@ from dqss.discretize import RefineSettings, refine
 from dqss.effects import pool, potentials
 from dqss.lit.mean_field import MeanField
 from dqss.mixed import MixedWeight
+from dqss.mixing import Codes, CodeStack, Grid, GridStack, mix_codes, mix_fake_quantize
 from dqss.space import SearchSpace
+from dqss.spec import PerChannel, QuantSpec
 from dqss.supernet import Supernet
 from tests.support.nets import evaluator_of, images
 
@@ -188,3 +190,29 @@ def test_refinement_tries_no_option_that_is_alike_the_one_in_place() -> None:
     seen = [tuple(outcomes[name][k] for name, k in sorted(found.items())) for found in tried[1:]]
     assert tuple(outcomes[name][k] for name, k in sorted(start.items())) not in seen
     assert len(set(seen)) == len(seen) == sum(d.outcomes - 1 for d in supernet.decisions.values())
+
+
+def test_what_is_alike_is_computed_once_and_counts_for_all() -> None:
+    """Mixtures of candidates, some written down twice, are those of stacks that keep every one."""
+    torch.manual_seed(3)
+    x, g = torch.randn(5, 7), torch.randn(5, 7)
+    spec = QuantSpec(4, True, PerChannel(0))
+    three = [Grid(torch.rand(5) + 0.1, torch.zeros(5), spec) for _ in range(3)]
+    alike = [0, 1, 0, 3, 1]
+    grids = [three[min(k, 2)] for k in alike]
+    codes = CodeStack.of([Codes.of(x, grid) for grid in grids])
+    merged = codes.merged(alike)
+    assert len(merged.steps) == 3 and len(codes.steps) == 5
+    whole, short = GridStack.of(grids, x.shape), GridStack.of(grids, x.shape, alike)
+    assert len(short.scale) == 3
+    for place in (None, *range(5)):
+        hot = torch.softmax(torch.randn(5), 0) if place is None else torch.eye(5)[place]
+        found = []
+        for stack, kept in ((whole, codes), (short, merged)):
+            leaf, a, b = (part.clone().requires_grad_() for part in (x, hot, hot))
+            mixed, weight = mix_fake_quantize(leaf, a, stack, place), mix_codes(b, kept, place)
+            (mixed * g).sum().backward()
+            (weight * g).sum().backward()
+            found.append((mixed, weight, leaf.grad, a.grad, b.grad))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -48,8 +48,14 @@ class Network:
 
 @torch.no_grad()
 def settle(model: nn.Module, batches: list[Tensor]) -> None:
-    """Set all batch norms to the mean statistics of ``batches``; leaves the model in ``eval()``."""
+    """Set all batch norms to the mean statistics of ``batches``; leaves the model in ``eval()``.
+
+    Norms that begin with a factor of zero, to leave their branch out at first, get a factor of one.
+    """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        if not bool(norm.weight.any()):
+            norm.weight.fill_(1.0)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
