@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dqss.deploy.parity import Parity
     from dqss.deploy.report import ExportReport
 
-_NEEDED = ("onnx", "onnx_ir", "onnxruntime", "onnxscript")
+_NEEDED = ("ml_dtypes", "onnx", "onnx_ir", "onnxruntime", "onnxscript")
 
 
 def export_model(

@@ -34,7 +34,8 @@ from dqss.measure import batches, home, to_device
 from dqss.prepare import prepare
 from dqss.samples import Samples
 
-BATCH = 32
+BATCH, PART_BATCH = 32, 8
+"""Inputs at a time; fewer where every activation of the network is kept."""
 LIMIT = 2**31 - 1
 """Bytes that fit into one file of this format."""
 
@@ -132,17 +133,17 @@ class _Work:
             quantize_biases(graph)
         with quietly():
             tidy(graph, self.bundle, target=self.options.target.name)
-        parts = self.comparison.parts(graph, lowered, self._batches(self.few))
+        parts = self.comparison.parts(graph, lowered, self._batches(self.few, PART_BATCH))
         return _Built(graph, lowered, parts)
 
     def compare(self, data: bytes, exact: nn.Module, built: _Built) -> tuple[Parity, dict[str, float]]:
         """A file against the simulation, and the task metric of both."""
         meters = _Meters(self.options.metric, self.samples, self.size)
-        whole = self.comparison.whole(data, exact, self._batches(len(self.samples)), meters.seen)
+        whole = self.comparison.whole(data, exact, self._batches(len(self.samples), self.size), meters.seen)
         return Parity(whole, tuple(built.parts), self.few), meters.values()
 
-    def _batches(self, count: int) -> Iterator[Any]:
-        return (self.samples.batch(run) for run in batches(range(count), self.size))
+    def _batches(self, count: int, size: int) -> Iterator[Any]:
+        return (self.samples.batch(run) for run in batches(range(count), min(size, self.size)))
 
 
 def _float_network(model: nn.Module, bundle: Bundle, example: Any) -> nn.Module:

@@ -68,11 +68,11 @@ def strategy(case: Case, bits: str, seed: int = 0) -> Bundle:
     supernet = Supernet(prepared.model, space)
     supernet.calibrate([case.calibration])
     generator = random.Random(seed)
-    drawn = {name: generator.randrange(len(d.options)) for name, d in supernet.decisions.items()}
+    chosen = {name: generator.randrange(len(d.options)) for name, d in supernet.decisions.items()}
     info = ModelInfo(source="python", name=bits, weights_sha256="", tensors={}, prepare=[])
     fields: dict[str, Any] = {"dqss": __version__, "created": utc_now(), "search_space": "uniform"}
     fields |= {"method": "none", "seed": seed, "budget": None}
-    return make_bundle(supernet, drawn, prepared, info, case.calibration, **fields)
+    return make_bundle(supernet, chosen, prepared, info, case.calibration, **fields)
 
 
 @torch.no_grad()
@@ -173,7 +173,7 @@ def networks(files: Files, names: Sequence[str], wanted: Sequence[str], limit: i
         made: dict[str, tuple[Bundle, Whole]] = {}
         for bits, target in missing:
             assert case is not None
-            case.samples = _drawn(case.samples, limit)
+            case.samples = drawn(case.samples, limit)
             if bits not in made:
                 bundle = strategy(case, bits)
                 made[bits] = bundle, control(apply_strategy(case.model, bundle), case.samples)
@@ -181,7 +181,8 @@ def networks(files: Files, names: Sequence[str], wanted: Sequence[str], limit: i
             table.add(name, bits, target.name, *row(case, bundle, target, checked))
 
 
-def _drawn(samples: Samples, limit: int | None) -> Samples:
+def drawn(samples: Samples, limit: int | None) -> Samples:
+    """At most ``limit`` of them, at random."""
     if limit is None or len(samples) <= limit:
         return samples
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
