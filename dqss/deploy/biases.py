@@ -13,8 +13,7 @@ import onnx_ir as ir
 
 from dqss.deploy.graphs import constant
 from dqss.deploy.grids import Array
-
-_LIMIT = 2**31 - 1
+from dqss.deploy.lower import BIAS_LIMIT
 
 
 def quantize_biases(model: ir.Model) -> int:
@@ -44,7 +43,7 @@ def _quantize_bias(graph: ir.Graph, node: ir.Node) -> bool:
     if scale.shape not in ((), values.shape) or not np.all(scale > 0):
         return False
     codes = np.rint(values.astype(np.float64) / scale)
-    if values.ndim != 1 or np.abs(codes).max(initial=0) > _LIMIT:
+    if values.ndim != 1 or np.abs(codes).max(initial=0) > BIAS_LIMIT:
         return False
     inputs = [
         constant(graph, f"{node.name}.bias.codes", codes.astype(np.int32)),

@@ -124,6 +124,25 @@ def store(
     return Stored(flat, scales, zeros, 1, size, None if own else tuple(rows.shape), axis)
 
 
+def coarsen(weight: Tensor, scale: Tensor, least: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Double the scales of dead channels until none is below ``least``, and round their weights anew.
+
+    A channel whose batch norm gave up on it has weights of next to nothing, a scale to match, and a
+    bias of ordinary size. With ``least`` such that the bias is 2^30 units of the accumulator, a sum
+    of n products moves by at most n 2^-22 of that bias (times 2^s where codes are shifted by s).
+
+    Args:
+        weight: on its grid.
+        scale: ``[C]``.
+        least: ``[C]`` or one value.
+        spec: a symmetric grid.
+    """
+    doublings = torch.ceil(torch.log2(least / scale)).clamp(min=0)
+    coarse = scale * 2**doublings
+    step = broadcast_channels(coarse, weight.shape, spec.granularity)
+    return dequantize(quantize(weight, step, torch.zeros(()), spec), step, torch.zeros(())), coarse
+
+
 def _integers(values: Tensor, kind: Any) -> Array:
     # By way of int32: there is no cast from float to four bits that is sure to round nothing.
     found: Array = values.numpy().astype(np.int32).astype(kind)

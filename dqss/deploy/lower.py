@@ -9,7 +9,7 @@ behind a ``DequantizeLinear``.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +19,14 @@ import torch
 
 from dqss.deploy.containers import Held, hold_activation, hold_weight, unsaturated
 from dqss.deploy.graphs import append, constant, transposes_of
-from dqss.deploy.grids import Array, Grids, Stored, dtype_of, store
+from dqss.deploy.grids import Array, Grids, Stored, coarsen, dtype_of, store
 from dqss.deploy.marks import DOMAIN, QUANTIZE, WEIGHT, Call
 from dqss.deploy.targets import Target
 from dqss.errors import ExportError
-from dqss.spec import PerTensor, QuantSpec
+from dqss.spec import PerGroup, PerTensor, QuantSpec
+
+BIAS_LIMIT = 2**30
+"""Units of an accumulator that a bias may be; as much again is left for the sum."""
 
 
 @dataclass
@@ -65,7 +68,7 @@ class _Lowering:
     def __init__(self, graph: ir.Graph, grids: Grids, target: Target, in_float: Collection[str]) -> None:
         self.graph, self.grids, self.target, self.in_float = graph, grids, target, in_float
         self.done = Lowered()
-        self.restored: dict[ir.Value, QuantSpec] = {}
+        self.restored: dict[ir.Value, str] = {}  # names of the quantizers
 
     # -- activations --------------------------------------------------------------------------
 
@@ -91,7 +94,7 @@ class _Lowering:
         quantized.type, quantized.shape = ir.TensorType(ir.DataType[held.container.name.upper()]), x.shape
         restored = append(made, "DequantizeLinear", [quantized, *parameters], f"{tag}.quantized", attributes)
         self.done.codes[name, call] = quantized
-        self.restored[restored] = spec
+        self.restored[restored] = name
         self._put(node, made, restored)
 
     def _clipped(
@@ -131,10 +134,15 @@ class _Lowering:
         if source is None or source.const_value is None:
             raise ExportError(f"layer {layer!r}: its weight is computed in the forward pass")
         values = torch.from_numpy(np.array(source.const_value.numpy()))
-        parameters = self.grids.scale(name), self.grids.zero_point(name)
-        apart = layer in self.in_float or self._is_apart(node.outputs[0], held)
+        scale, zero_point = self.grids.scale(name), self.grids.zero_point(name)
+        apart = layer in self.in_float or self._is_apart(node.outputs[0], spec, held)
+        if not apart:
+            least = self._least_scale(node.outputs[0], held)
+            if bool((scale < least).any()) and spec.symmetric and scale.numel() > 1:
+                values, scale = coarsen(values, scale, least, spec)
+            apart = bool((scale < least).any())
         try:
-            stored = store(values, *parameters, spec, held, apart)
+            stored = store(values, scale, zero_point, spec, held, apart)
         except ValueError as error:
             raise ExportError(f"layer {layer!r}: {error}") from error
         # Runtimes look for a matrix product behind a DequantizeLinear: no Transpose may stand between.
@@ -145,19 +153,45 @@ class _Lowering:
         else:
             self.graph.remove(node, safe=True)
 
-    def _is_apart(self, weight: ir.Value, held: Held) -> bool:
+    def _is_apart(self, weight: ir.Value, spec: QuantSpec, held: Held) -> bool:
         """Whether something must stand between ``DequantizeLinear`` and what multiplies.
 
         Where both operands come straight out of integers, ONNX Runtime rounds the bias to whole units
         of the product of their scales, also if nothing is computed in integers then. At less than
-        eight bits that is a large part of the next activation's step; a Reshape keeps it from that.
+        eight bits that is a large part of the next activation's step. And where a matrix product reads
+        a weight in blocks, or an input that is not quantized, it rounds that input to eight bits of
+        its own. A Reshape keeps it from both.
         """
-        for node in weight.consumers():
-            if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2:
-                spec = None if node.inputs[0] is None else self.restored.get(node.inputs[0])
-                if spec is not None and (held.container.bits != 8 or spec.bits < 8):
+        for name, bias in self._biased(weight):
+            if held.container.bits != 8 or self.grids.spec(name).bits < 8 or bias.const_value is None:
+                return True
+        for read in (weight, *(node.outputs[0] for node in transposes_of(weight))):
+            for node in read.consumers():
+                others = [x for x in node.inputs[:2] if x is not read]
+                if node.op_type in ("Gemm", "MatMul") and (
+                    isinstance(spec.granularity, PerGroup) or any(x not in self.restored for x in others)
+                ):
                     return True
         return False
+
+    def _least_scale(self, weight: ir.Value, held: Held) -> torch.Tensor:
+        """``[C]``, or one value: below it a bias would be more units than an accumulator counts to."""
+        least = torch.zeros(1)
+        for name, bias in self._biased(weight):
+            inputs = self.grids.scale(name)
+            if inputs.numel() == 1 and bias.const_value is not None:
+                size = torch.from_numpy(np.array(bias.const_value.numpy())).abs()
+                least = torch.maximum(least, size * ((1 << held.shift) / BIAS_LIMIT) / inputs)
+        return least
+
+    def _biased(self, weight: ir.Value) -> Iterator[tuple[str, ir.Value]]:
+        """Where a weight is multiplied with quantized inputs: the quantizer's name, and the bias."""
+        for node in weight.consumers():
+            if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2:
+                x, bias = node.inputs[0], node.inputs[2]
+                name = None if x is None else self.restored.get(x)
+                if name is not None and bias is not None:
+                    yield name, bias
 
     def _store(self, node: ir.Node, name: str, stored: Stored) -> None:
         made: list[ir.Node] = []

@@ -20,6 +20,7 @@ from dqss.deploy.parity import Parity
 from dqss.deploy.targets import ONNXRUNTIME_CPU
 from dqss.deploy.tolerance import Tolerance
 from dqss.errors import DataError, ExportError, OutputError, ParityError
+from dqss.space import Rule, SearchSpace
 from search_spaces import uniform
 from tests.deploy.support import bundle_for
 from tests.support.nets import cnn, images, output, small_space
@@ -114,6 +115,42 @@ def test_all_of_it_runs_in_integers(weight_bits: int, tmp_path: Path) -> None:
     assert report.kernels.floating.total() == 0
     assert report.kernels.integer == {"QLinearConv": 2, "QGemm": 1}
     assert next(iter(report.lines())) == f"weights: 3 of {weight_bits} bits as int8"
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        SearchSpace("test", (Rule(weight=uniform(8, 8, ["mse"], ["mse"]).rules[0].weight),)),
+        uniform(4, 8, ["mse"], ["mse"], weight_granularity="group", weight_group_size=16),
+    ],
+    ids=["weights alone", "groups"],
+)
+def test_no_runtime_quantizes_by_itself(space: SearchSpace, tmp_path: Path) -> None:
+    # With an eight-bit weight, or one in blocks, and no say in it, it rounds the inputs of products.
+    torch.manual_seed(8)
+    model, inputs = (
+        nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 5)).eval(),
+        torch.randn(4, 6, 64),
+    )
+    report = dqss.export_model(model, bundle_for(model, inputs, space), tmp_path / "model.onnx", inputs)
+    assert report.parity.whole.relative_error < 1e-5
+    assert "MatMulNBits" not in report.kernels.floating
+
+
+@pytest.mark.parametrize("bits", [5, 8])
+def test_dead_channels_do_not_overflow_a_bias(bits: int, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    model, inputs = cnn(), images(16)
+    layer = model[3]
+    assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+    with torch.no_grad():
+        layer.weight[1:3] *= torch.tensor([1e-12, 1e-8]).reshape(2, 1, 1, 1)
+        layer.bias[1:3] = torch.tensor([0.8, -0.5])
+    bundle = bundle_for(model, inputs, uniform(bits, 8, ["mse"], ["mse"]))
+    scale = bundle.tensors["3.weight.scale"] * bundle.tensors["3.activation.scale"]
+    assert float((layer.bias.detach() / scale).abs().max()) > 2**31
+    report = dqss.export_model(model, bundle, tmp_path / "model.onnx", inputs, target=ONNXRUNTIME_CPU)
+    assert report.kernels.integer == {"QLinearConv": 2, "QGemm": 1}
 
 
 def test_layers_that_one_weight_serves_store_it_once(tmp_path: Path) -> None:

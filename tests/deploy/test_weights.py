@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqss.deploy.containers import Container, Held, hold_weight
-from dqss.deploy.grids import store
+from dqss.deploy.grids import coarsen, store
 from dqss.deploy.marks import WEIGHT
 from dqss.deploy.targets import GENERIC, ONNXRUNTIME_CPU
 from dqss.functional import broadcast_channels, channel_count, fake_quantize
@@ -92,6 +92,17 @@ def test_in_a_byte_narrow_weights_stand_at_the_upper_end(bits: int, symmetric: b
     assert not np.any(stored.codes.astype(int) % (1 << held.shift))
     data = lowered(WEIGHT, "layer.weight", grid, (4, 6), weight, ONNXRUNTIME_CPU)
     assert np.array_equal(run(data, {}), weight.numpy())
+
+
+def test_dead_channels_get_coarser_scales_and_others_stay() -> None:
+    spec = QuantSpec(8, True, PerChannel(0))
+    grid = OneGrid(spec, torch.tensor([0.1, 1e-12, 0.02]), torch.zeros(3))
+    weight, least = on_grid(grid, (3, 5), 0), torch.tensor([1e-3, 1e-9, 1e-3])
+    coarse, scale = coarsen(weight, grid.scales, least, spec)
+    assert bool((scale >= least).all()) and least[1] <= scale[1] < 2 * least[1]
+    assert torch.equal(coarse[[0, 2]], weight[[0, 2]]) and torch.equal(scale[[0, 2]], grid.scales[[0, 2]])
+    assert float((coarse[1] - weight[1]).abs().max()) <= float(scale[1]) / 2
+    store(coarse, scale, grid.zero_points, spec, hold_weight(spec, (8,)), apart=False)
 
 
 def test_a_weight_off_its_grid_is_refused() -> None:
