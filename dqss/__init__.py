@@ -16,6 +16,7 @@ _EXPORTS = {
     "SearchSpace": "dqss.space",
     "UserError": "dqss.errors",
     "apply_strategy": "dqss.apply",
+    "export_model": "dqss.deploy.export",
     "load": "dqss.bundle",
     "search_ptq": "dqss.lit.search",
 }
@@ -24,6 +25,7 @@ _SUBMODULES = ("data", "models", "search_spaces")
 if TYPE_CHECKING:
     from dqss.apply import apply_strategy
     from dqss.bundle import load
+    from dqss.deploy.export import export_model
     from dqss.errors import UserError
     from dqss.lit.search import search_ptq
     from dqss.lit.settings import PTQSettings
@@ -37,6 +39,7 @@ __all__ = [
     "UserError",
     "__version__",
     "apply_strategy",
+    "export_model",
     "load",
     "search_ptq",
 ]

@@ -30,6 +30,9 @@ BAD_INPUT = 2
 CONFIG_FILE = "config.yaml"
 """Where a run folder keeps the configuration that made it."""
 
+OPEN_GROUPS = ("data", "model")
+"""Groups of a finished search that a later command may change."""
+
 LOSSES = {
     "kl": "dqss.losses.KLDivergence",
     "mse": "dqss.losses.MeanSquaredError",
@@ -237,6 +240,20 @@ def stored_config(folder: Path, option: str, groups: Iterable[str]) -> DictConfi
     if missing or not isinstance(stored, DictConfig):
         raise UserError(f"{file} is damaged (no {missing[0]!r} in it): restore it or search again")
     return stored
+
+
+def merged(stored: DictConfig, changes: DictConfig) -> DictConfig:
+    """The stored group with single options changed, or another group in its place."""
+    found = changes if "_target_" in changes else OmegaConf.merge(stored, changes)
+    assert isinstance(found, DictConfig)
+    return found
+
+
+def open_groups(arguments: list[str]) -> list[str]:
+    """``data.x=1`` changes the search's own data group, although nothing is in it yet: ``++data.x=1``."""
+    chosen = [found.key_or_group.partition(".")[0] for found in overrides(arguments)]
+    prefixes = tuple(f"{name}." for name in OPEN_GROUPS if name in chosen)
+    return [f"++{word}" if word.startswith(prefixes) else word for word in arguments]
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

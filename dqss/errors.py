@@ -38,6 +38,18 @@ class OutputError(UserError):
     """A place for results that cannot be written."""
 
 
+class ExportError(UserError):
+    """A network that cannot be written for another runtime."""
+
+
+class TargetError(UserError):
+    """A search space or strategy that asks for what a target does not have."""
+
+
+class ParityError(UserError):
+    """A file that does not give the simulation's answers."""
+
+
 def near_match(word: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the known name closest to ``word``, or ``""``."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -24,14 +24,13 @@ from dqss.prepare import prepare
 from dqss.signature import example_inputs
 
 OPTIONS = {"strategy": str, "threads": int | None, "force": bool, "run_dir": str}
-OPEN_GROUPS = ("data", "model")
 ROWS = ("float", "searched")
 
 
 @cli.command("evaluate")
 def main(config: DictConfig) -> None:
     """Rebuild the network from its strategy and measure it; needs no calibration data."""
-    cli.check_options(config, OPTIONS, OPEN_GROUPS)
+    cli.check_options(config, OPTIONS, cli.OPEN_GROUPS)
     folder = Path(config.strategy)
     folder = folder.parent if folder.is_file() else folder
     bundle = load(folder)
@@ -39,8 +38,8 @@ def main(config: DictConfig) -> None:
     threads = config.threads or stored.threads
     if threads:
         torch.set_num_threads(threads)
-    loaded: LoadedModel = cli.make(_merged(stored.model, config.model), "model")
-    data = cli.make(_merged(stored.data, config.data), "data")
+    loaded: LoadedModel = cli.make(cli.merged(stored.model, config.model), "model")
+    data = cli.make(cli.merged(stored.data, config.data), "data")
     data.configure(loaded.input, loaded.num_classes)
     loader = data.val_dataloader()
     if loader is None:
@@ -107,19 +106,5 @@ def _distance(method: DictConfig) -> Distance | None:
     return None if method.distance is None else cli.make(method.distance, "method.distance")
 
 
-def _merged(stored: DictConfig, changes: DictConfig) -> DictConfig:
-    """The stored group with single options changed, or another group in its place."""
-    merged = changes if "_target_" in changes else OmegaConf.merge(stored, changes)
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-def open_groups(arguments: list[str]) -> list[str]:
-    """``data.x=1`` changes the search's own data group, although nothing is in it yet: ``++data.x=1``."""
-    chosen = [found.key_or_group.partition(".")[0] for found in cli.overrides(arguments)]
-    prefixes = tuple(f"{name}." for name in OPEN_GROUPS if name in chosen)
-    return [f"++{word}" if word.startswith(prefixes) else word for word in arguments]
-
-
 if __name__ == "__main__":
-    cli.run(main, open_groups)
+    cli.run(main, cli.open_groups)

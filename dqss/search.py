@@ -15,6 +15,7 @@ from rich.console import Console
 
 from dqss import cli
 from dqss.cli import CONFIG_FILE
+from dqss.deploy.targets import target_named
 from dqss.errors import OutputError, UserError
 from dqss.io import ensure_folder, write_text_atomic
 from dqss.lit.contenders import Validation
@@ -56,6 +57,8 @@ def search(config: DictConfig, folder: Path, reporter: ConsoleReporter) -> float
     data = cli.make(config.data, "data")
     data.configure(loaded.input, loaded.num_classes)
     space = cli.make(config.search_space, "search_space")
+    if config.get("target") is not None:
+        target_named(config.target).check_space(space)
     settings = _settings(config.method)
     samples = data.calibration()
     reporter.say(f"{loaded.source} {loaded.name}; {data.summary()}")
@@ -87,7 +90,9 @@ def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
     _refuse_occupied(folder)
     config.run_dir = str(folder)
     OmegaConf.resolve(config)
-    cli.check_options(config, OPTIONS, (*GROUPS, "trainer", "logger", "resume", "experiment"))
+    cli.check_options(
+        config, {**OPTIONS, "target": str | None}, (*GROUPS, "trainer", "logger", "resume", "experiment")
+    )
     if not 0 <= config.seed < 2**32 or (config.threads is not None and config.threads < 1):
         raise UserError(
             f"seed={config.seed} threads={config.threads}: expected 0 or more, and 1 or more or null"

@@ -1,0 +1,216 @@
+"""The steps of an export in their order: simulate, trace, lower, tidy, compare, write."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from dqss.apply import apply_strategy
+from dqss.bundle import Bundle
+from dqss.calls import call_model, first_tensor
+from dqss.deploy.biases import quantize_biases
+from dqss.deploy.grids import Grids
+from dqss.deploy.lower import Lowered, lower
+from dqss.deploy.marks import Marked
+from dqss.deploy.parity import Comparison, Parity, PartParity
+from dqss.deploy.report import ExportReport
+from dqss.deploy.runtime import kernels_of
+from dqss.deploy.sizes import sizes_of
+from dqss.deploy.targets import Target
+from dqss.deploy.tidy import tidy
+from dqss.deploy.tolerance import Tolerance
+from dqss.deploy.trace import quietly, tensors_of, trace
+from dqss.errors import ExportError
+from dqss.io import ensure_folder, write_bytes_atomic
+from dqss.measure import batches, home, to_device
+from dqss.prepare import prepare
+from dqss.samples import Samples
+
+BATCH, PART_BATCH = 32, 8
+"""Inputs at a time; fewer where every activation of the network is kept."""
+LIMIT = 2**31 - 1
+"""Bytes that fit into one file of this format."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of :func:`dqss.deploy.export.export_model`."""
+
+    target: Target
+    dynamic_size: bool | None
+    tolerance: Tolerance
+    part_inputs: int
+    metric: Callable[[], Any] | None
+    watch: Callable[[Parity], None] | None
+    threads: int
+    force: bool
+
+
+def export(model: nn.Module, bundle: Bundle, path: Path, samples: Samples, options: Options) -> ExportReport:
+    """See :func:`dqss.deploy.export.export_model`."""
+    ensure_folder(path.parent)
+    simulation = apply_strategy(model, bundle, force=options.force).cpu()
+    _check_precision(simulation)
+    work = _Work(Marked(simulation, bundle.strategy), bundle, samples, options)
+    found, notes = work.build(()), list[str]()
+    coarse = found.coarse(options.tolerance)
+    if coarse:
+        found = work.build(coarse)
+        notes.append(
+            f"in float, since whole units of its accumulator round its bias too much: {', '.join(coarse)}"
+        )
+    if not options.target.tried:
+        notes.append(f"no file for {options.target.name} has been run by us")
+    data = _serialized(found.graph)
+    parity, metric = work.compare(data, _float_network(model, bundle, samples.batch([0])), found)
+    if options.watch is not None:
+        options.watch(parity)
+    parity.check(options.tolerance)
+    grids = work.grids
+    scales = {name: len(grids.scale(name)) for name in grids.choices()}
+    report = ExportReport(
+        path=path,
+        target=options.target.name,
+        parity=parity,
+        kernels=kernels_of(data),
+        sizes=sizes_of(len(data), simulation, bundle.strategy, scales),
+        containers=_containers(grids, found.lowered),
+        clipped=len(found.lowered.clipped),
+        open_axes=_open_axes(found.graph),
+        metric=metric,
+        notes=tuple(notes),
+    )
+    write_bytes_atomic(path, data)
+    return report
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A graph, and how each of its parts compares."""
+
+    graph: ir.Model
+    lowered: Lowered
+    parts: list[PartParity]
+
+    def coarse(self, tolerance: Tolerance) -> list[str]:
+        """Layers of parts that are off by single steps, but too often: see :mod:`dqss.deploy.biases`."""
+        rows = [row for row in self.parts if row.part.call is not None and not row.within(tolerance)]
+        near = [row for row in rows if row.largest <= tolerance.steps]
+        return list(dict.fromkeys(module for row in near for module in row.part.modules))
+
+
+class _Work:
+    """A traced network, of which files are built and compared."""
+
+    def __init__(self, marked: Marked, bundle: Bundle, samples: Samples, options: Options) -> None:
+        self.bundle, self.samples, self.options = bundle, samples, options
+        self.grids, self.size = Grids(bundle), BATCH if samples.uniform else 1
+        # Two at least: an axis of one would be taken for a constant.
+        pair = samples.batch([0, min(1, len(samples) - 1)] if samples.uniform else [0, 0])
+        open_size = options.dynamic_size
+        open_size = _makes_images(marked, pair) if open_size is None else open_size
+        self.traced, signature = trace(marked, pair, open_size)
+        if not any(0 in axes for axes in _open_axes(self.traced).values()):
+            # Its forward fixes how many inputs there are: then one.
+            self.size = 1
+            self.traced, signature = trace(marked, samples.batch([0]), open_size)
+        self.comparison = Comparison(marked, signature, options.threads)
+        self.few = min(options.part_inputs, len(samples))
+
+    def build(self, in_float: Collection[str]) -> _Built:
+        """A graph whose layers of these names are computed in float."""
+        graph = self.traced.clone()
+        lowered = lower(graph, self.grids, self.options.target, in_float)
+        if self.options.target.bias == "int32":
+            quantize_biases(graph)
+        with quietly():
+            tidy(graph, self.bundle, target=self.options.target.name)
+        parts = self.comparison.parts(graph, lowered, self._batches(self.few, PART_BATCH))
+        return _Built(graph, lowered, parts)
+
+    def compare(self, data: bytes, exact: nn.Module, built: _Built) -> tuple[Parity, dict[str, float]]:
+        """A file against the simulation, and the task metric of both."""
+        meters = _Meters(self.options.metric, self.samples, self.size)
+        whole = self.comparison.whole(data, exact, self._batches(len(self.samples), self.size), meters.seen)
+        return Parity(whole, tuple(built.parts), self.few), meters.values()
+
+    def _batches(self, count: int, size: int) -> Iterator[Any]:
+        return (self.samples.batch(run) for run in batches(range(count), min(size, self.size)))
+
+
+def _float_network(model: nn.Module, bundle: Bundle, example: Any) -> nn.Module:
+    return prepare(model, to_device(example, home(model)), recipe=bundle.strategy.model.prepare).model.cpu()
+
+
+def _check_precision(model: nn.Module) -> None:
+    odd = next(
+        (p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None
+    )
+    if odd is not None:
+        raise ExportError(f"the network is {odd}: give it in float32, model.float()")
+
+
+@torch.no_grad()
+def _makes_images(marked: Marked, example: Any) -> bool:
+    output = first_tensor(call_model(marked, example))
+    return output.ndim == 4 and any(tensor.ndim == 4 for tensor in tensors_of(example))
+
+
+def _serialized(graph: ir.Model) -> bytes:
+    proto = ir.to_proto(graph)
+    if proto.ByteSize() > LIMIT:
+        raise ExportError("the network takes more than 2 GiB, which one ONNX file cannot hold")
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"the ONNX checker refuses the graph: {' '.join(str(error).split())[:200]}"
+        ) from error
+    # Shapes between nodes are inferred from the rest; one file in 25 bytes is made of them.
+    proto.graph.ClearField("value_info")
+    found: bytes = proto.SerializeToString()
+    return found
+
+
+def _containers(grids: Grids, lowered: Lowered) -> dict[str, Counter[tuple[int, str]]]:
+    found = {"weights": Counter[tuple[int, str]](), "activations": Counter[tuple[int, str]]()}
+    for name, choice in grids.choices().items():
+        if name in lowered.held:
+            role = "weights" if name.endswith(".weight") else "activations"
+            found[role][choice.bits, lowered.held[name].container.name] += 1
+    return found
+
+
+def _open_axes(graph: ir.Model) -> dict[str, tuple[int, ...]]:
+    return {
+        str(value.name): tuple(
+            axis for axis, size in enumerate(value.shape or ()) if not isinstance(size, int)
+        )
+        for value in graph.graph.inputs
+    }
+
+
+class _Meters:
+    """The task metric of both, where there are targets."""
+
+    def __init__(self, metric: Callable[[], Any] | None, samples: Samples, size: int) -> None:
+        self.samples, self.size, self.position = samples, size, 0
+        kinds = ("simulation", "onnxruntime") if metric is not None and samples.labelled else ()
+        self.meters = {kind: metric() for kind in kinds if metric is not None}
+
+    def seen(self, wanted: Tensor, found: Tensor) -> None:
+        indices = range(self.position, min(self.position + self.size, len(self.samples)))
+        self.position = indices.stop
+        for kind, output in zip(self.meters, (wanted, found), strict=False):
+            self.meters[kind].update(output, self.samples.targets(indices))
+
+    def values(self) -> dict[str, float]:
+        return {kind: float(meter.compute()) for kind, meter in self.meters.items()}

@@ -1,0 +1,152 @@
+"""Study: is an exported file as fast as ONNX Runtime's own static quantization? See README.md here.
+
+    python -m experiments.export.latency --data FOLDER --mobilenet FILE --rounds 200
+
+Float, ONNX Runtime's static quantization (per channel, min-max, QDQ) and the exported file of the
+same MobileNetV2, one image, one thread, interleaved: each round runs every variant once, in another
+order. Ratios are medians of per-round ratios. Accuracy is on the same images, through ONNX Runtime.
+Run it on a quiet machine: on a busy one a round is torn apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import nn
+
+from dqss.deploy.export import export_model
+from dqss.deploy.runtime import kernels_of, open_session
+from dqss.deploy.targets import ONNXRUNTIME_CPU
+from dqss.deploy.tolerance import Tolerance
+from dqss.prepare import prepare
+from experiments.export.networks import NETWORKS, Case, Files
+from experiments.export.run import strategy
+from experiments.harness import Table, quiet
+
+HERE = Path(__file__).parent
+COLUMNS = ("network", "variant", "median_ms", "ratio_to_float", "top1", "images", "rounds", "kernels", "load")
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, images: torch.Tensor) -> None:
+        self.batches: Iterator[torch.Tensor] = iter(images.split(1))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {"input": batch.numpy()}
+
+
+def float_file(model: nn.Module, batch: torch.Tensor, path: Path) -> Path:
+    """The float network as ONNX, batch norms folded as in every other variant."""
+    prepared = prepare(model, batch).model
+    torch.onnx.export(
+        prepared,
+        (batch[:2],),
+        str(path),
+        input_names=["input"],
+        output_names=["output"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        opset_version=21,
+        external_data=False,
+        verbose=False,
+    )
+    return path
+
+
+def own_static(source: Path, images: torch.Tensor, method: CalibrationMethod, folder: Path) -> Path:
+    """ONNX Runtime's static quantization, as its documentation recommends it for a CPU with VNNI."""
+    ready, path = folder / "ready.onnx", folder / f"{method.name}.onnx"
+    quant_pre_process(str(source), str(ready))
+    quantize_static(
+        str(ready),
+        str(path),
+        _Reader(images),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=method,
+    )
+    return path
+
+
+def variants(case: Case, folder: Path) -> dict[str, bytes]:
+    """All files, by name."""
+    floating = float_file(case.model, case.calibration, folder / "float.onnx")
+    ours = folder / "ours.onnx"
+    few = case.samples.subset(range(32))
+    export_model(
+        case.model, strategy(case, "W8A8"), ours, few, target=ONNXRUNTIME_CPU, tolerance=Tolerance(noise=9)
+    )
+    static = own_static(floating, case.calibration, CalibrationMethod.MinMax, folder)
+    paths = {"float": floating, "onnxruntime static": static, "dqss": ours}
+    return {name: path.read_bytes() for name, path in paths.items()}
+
+
+def top1(data: bytes, case: Case) -> float:
+    """Share of right answers on all images."""
+    session, right = open_session(data), 0
+    for index in range(len(case.samples)):
+        targets = case.samples.targets([index])
+        assert targets is not None
+        (output,) = session.run(None, {"input": case.samples.batch([index]).numpy()})
+        right += int(output.argmax() == int(targets))
+    return right / len(case.samples)
+
+
+def times(files: dict[str, bytes], image: np.ndarray, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every round, by variant."""
+    sessions = {name: open_session(data) for name, data in files.items()}
+    found: dict[str, list[float]] = {name: [] for name in files}
+    order, generator = list(files), random.Random(0)
+    for number in range(rounds + 10):
+        generator.shuffle(order)
+        for name in order:
+            started = time.perf_counter()
+            sessions[name].run(None, {"input": image})
+            if number >= 10:
+                found[name].append(time.perf_counter() - started)
+    return found
+
+
+def main() -> None:
+    """Measure the rows that are missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--mobilenet", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--load", default="quiet", help="what to write down about the machine")
+    parser.add_argument("--out", type=Path, default=HERE / "latency.csv")
+    arguments = parser.parse_args()
+    quiet(1)
+    table = Table(arguments.out, COLUMNS, keys=2)
+    case = NETWORKS["mobilenetv2"](Files(arguments.data, arguments.mobilenet, None))
+    with tempfile.TemporaryDirectory() as folder:
+        files = variants(case, Path(folder))
+    measured = times(files, case.samples.batch([0]).numpy(), arguments.rounds)
+    for name, data in files.items():
+        ratios = [a / b for a, b in zip(measured[name], measured["float"], strict=True)]
+        row = (statistics.median(measured[name]) * 1e3, statistics.median(ratios), top1(data, case))
+        table.add(
+            "mobilenetv2", name, *row, len(case.samples), arguments.rounds, kernels_of(data), arguments.load
+        )
+
+
+if __name__ == "__main__":
+    main()
