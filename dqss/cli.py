@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -22,8 +23,10 @@ from omegaconf.errors import (
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from dqss.arguments import argument_types, check_arguments, check_value, names_a_path
+from dqss.data.base import CalibrationDataModule
 from dqss.errors import UserError, near_match
 from dqss.explain import explain, in_one_line
+from dqss.models import LoadedModel
 from dqss.progress import Interrupted
 
 BAD_INPUT = 2
@@ -240,6 +243,25 @@ def stored_config(folder: Path, option: str, groups: Iterable[str]) -> DictConfi
     if missing or not isinstance(stored, DictConfig):
         raise UserError(f"{file} is damaged (no {missing[0]!r} in it): restore it or search again")
     return stored
+
+
+def model_and_data(config: DictConfig, stored: DictConfig) -> tuple[LoadedModel, CalibrationDataModule, int]:
+    """The network and the data of a run folder, as far as the command line does not say otherwise.
+
+    Args:
+        config: of the command: ``model``, ``data`` and ``threads``.
+        stored: of the run, see :func:`stored_config`.
+
+    Returns:
+        Both, and the number of threads, which torch uses from now on.
+    """
+    threads = config.threads or stored.threads
+    if threads:
+        torch.set_num_threads(threads)
+    loaded: LoadedModel = make(merged(stored.model, config.model), "model")
+    data: CalibrationDataModule = make(merged(stored.data, config.data), "data")
+    data.configure(loaded.input, loaded.num_classes)
+    return loaded, data, threads or torch.get_num_threads()
 
 
 def merged(stored: DictConfig, changes: DictConfig) -> DictConfig:

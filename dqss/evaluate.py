@@ -19,7 +19,6 @@ from dqss.errors import DataError
 from dqss.io import ensure_folder, write_json_atomic
 from dqss.lit.summary import print_rows
 from dqss.losses import Distance, default_distance
-from dqss.models import LoadedModel
 from dqss.prepare import prepare
 from dqss.signature import example_inputs
 
@@ -35,12 +34,7 @@ def main(config: DictConfig) -> None:
     folder = folder.parent if folder.is_file() else folder
     bundle = load(folder)
     stored = cli.stored_config(folder, "strategy", ["model", "data", "method", "threads"])
-    threads = config.threads or stored.threads
-    if threads:
-        torch.set_num_threads(threads)
-    loaded: LoadedModel = cli.make(cli.merged(stored.model, config.model), "model")
-    data = cli.make(cli.merged(stored.data, config.data), "data")
-    data.configure(loaded.input, loaded.num_classes)
+    loaded, data, _ = cli.model_and_data(config, stored)
     loader = data.val_dataloader()
     if loader is None:
         raise DataError("there is no validation data; give data.validation_dir=FOLDER")

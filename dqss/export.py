@@ -19,7 +19,6 @@ from dqss.deploy.targets import target_named
 from dqss.errors import UserError
 from dqss.io import ensure_folder, write_json_atomic
 from dqss.metrics import as_read
-from dqss.models import LoadedModel
 from dqss.samples import Samples
 
 OPTIONS = {
@@ -51,12 +50,7 @@ def main(config: DictConfig) -> None:
     bundle = load(folder)
     target.check_strategy(bundle.strategy)
     stored = cli.stored_config(folder, "strategy", ["model", "data", "threads"])
-    threads = config.threads or stored.threads
-    if threads:
-        torch.set_num_threads(threads)
-    loaded: LoadedModel = cli.make(cli.merged(stored.model, config.model), "model")
-    data = cli.make(cli.merged(stored.data, config.data), "data")
-    data.configure(loaded.input, loaded.num_classes)
+    loaded, data, threads = cli.model_and_data(config, stored)
     name, metric = data.metric()
     console = Console(highlight=False, soft_wrap=True)
     place = ensure_folder(config.run_dir)
@@ -70,7 +64,7 @@ def main(config: DictConfig) -> None:
         tolerance=tolerance,
         metric=metric,
         watch=(lambda parity: _print_parts(console, parity)) if config.debug else None,
-        threads=threads or torch.get_num_threads(),
+        threads=threads,
         force=config.force,
     )
     write_json_atomic(place / "export.json", report.summary())

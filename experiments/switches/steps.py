@@ -16,6 +16,7 @@ from dqss.lit.settling import Settled, Settling
 from dqss.recompute import AUTO, recomputing
 from dqss.search_spaces.studies import eight
 from experiments.benchmarks import memory
+from experiments.benchmarks.measure import Row
 from experiments.benchmarks.networks import NETWORKS
 from experiments.benchmarks.steps import BATCH, IMAGES, SearchStep, calibrated
 from experiments.benchmarks.timing import Ratio, interleave
@@ -41,19 +42,6 @@ class Job:
     network: str
     part: str
     rows: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A ratio to the plain step, its quartiles, and the median in seconds or the mebibytes."""
-
-    name: str
-    ratio: float
-    low: float
-    high: float
-    value: float
-    count: int
-    note: str = ""
 
 
 def make(job: Job, name: str, stack: ExitStack) -> SearchStep:
