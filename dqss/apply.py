@@ -85,7 +85,8 @@ def _choice(quantizer: MixedQuantizer, assignment: Assignment) -> TensorChoice:
     decision = quantizer.decision
     index = assignment[decision.name]
     probabilities = decision.probabilities()
-    others = [p for k, p in enumerate(probabilities) if k != index]
+    outcome = decision.outcome.tolist()  # an option that is alike is no other choice
+    others = [p for k, p in enumerate(probabilities) if outcome[k] != outcome[index]]
     return TensorChoice.of(
         quantizer[index].candidate,
         decision=decision.name,

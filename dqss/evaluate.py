@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,10 +19,12 @@ from dqss.errors import DataError
 from dqss.io import ensure_folder, write_json_atomic
 from dqss.lit.summary import print_rows
 from dqss.losses import Distance, default_distance
+from dqss.measure import count_of
 from dqss.prepare import prepare
+from dqss.progress import ConsoleReporter
 from dqss.signature import example_inputs
 
-OPTIONS = {"strategy": str, "threads": int | None, "force": bool, "run_dir": str}
+OPTIONS = {"strategy": str, "threads": int | None, "force": bool, "progress": str, "run_dir": str}
 ROWS = ("float", "searched")
 
 
@@ -40,7 +42,10 @@ def main(config: DictConfig) -> None:
         raise DataError("there is no validation data; give data.validation_dir=FOLDER")
     quantized = apply_strategy(loaded.module, bundle, force=config.force)
     name, metric = data.metric()
-    rows = measure(_float(loaded.module, bundle), quantized, loader, _distance(stored.method), metric, name)
+    reference, distance = _float(loaded.module, bundle), _distance(stored.method)
+    reporter = ConsoleReporter(progress=config.progress)
+    with reporter.stage("evaluate", count_of(loader)) as stage:
+        rows = measure(reference, quantized, loader, distance, metric, name, stage.advance)
     print_rows(Console(), rows, ROWS, "validation")
     write_json_atomic(ensure_folder(config.run_dir) / "metrics.json", rows)
 
@@ -53,6 +58,7 @@ def measure(
     distance: Distance | None,
     metric: Any,
     metric_name: str,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
     """Both networks over ``loader``: the rows of a search's ``metrics.json``, to the same bits.
 
@@ -63,6 +69,7 @@ def measure(
         distance: to the reference; None for the default one of its outputs.
         metric: makes a task metric, or None.
         metric_name: what it is called.
+        advance: told of each batch's images.
     """
     models = dict(zip(ROWS, (reference, quantized), strict=True))
     totals, meters = dict.fromkeys(ROWS, 0.0), {row: metric() for row in ROWS} if metric else {}
@@ -78,6 +85,7 @@ def measure(
                 meters[row].update(read, targets)
                 labelled = True
         count += len(wanted)
+        advance(len(wanted))
     if distance is None:
         raise DataError("there is no validation data")
     measured: dict[str, Any] = {}

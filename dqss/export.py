@@ -19,6 +19,7 @@ from dqss.deploy.targets import target_named
 from dqss.errors import UserError
 from dqss.io import ensure_folder, write_json_atomic
 from dqss.metrics import as_read
+from dqss.progress import ConsoleReporter
 from dqss.samples import Samples
 
 OPTIONS = {
@@ -31,6 +32,7 @@ OPTIONS = {
     "dynamic_size": bool | None,
     "threads": int | None,
     "force": bool,
+    "progress": str,
     "run_dir": str,
 }
 FORMATS = ("onnx",)
@@ -66,6 +68,7 @@ def main(config: DictConfig) -> None:
         watch=(lambda parity: _print_parts(console, parity)) if config.debug else None,
         threads=threads,
         force=config.force,
+        reporter=ConsoleReporter(progress=config.progress),
     )
     write_json_atomic(place / "export.json", report.summary())
     for line in report.lines():

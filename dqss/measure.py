@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -228,6 +228,12 @@ def measure_stream(
 def batches(indices: Sequence[int], size: int) -> list[Sequence[int]]:
     """``indices`` in runs of ``size``; the last may be shorter."""
     return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def count_of(loader: Iterable[Any]) -> int:
+    """Images in a loader, as far as it says."""
+    dataset = getattr(loader, "dataset", ())
+    return len(dataset) if isinstance(dataset, Sized) else 0
 
 
 def home(model: torch.nn.Module) -> torch.device:

@@ -14,6 +14,7 @@ from dqss.decision import Decision
 from dqss.functional import channel_count, channel_view
 from dqss.mixing import CodeStack, GridStack, mix_codes, mix_fake_quantize
 from dqss.observers import Statistics
+from dqss.observers.coarse import CoarseHistogram
 from dqss.observers.histogram import HistogramAccumulator
 from dqss.precision import keeping_dtype
 from dqss.spec import Candidate, Granularity
@@ -90,6 +91,7 @@ class MixedActivation(MixedQuantizer):
     def __init__(self, candidates: Sequence[Candidate], decision: Decision, shape: torch.Size) -> None:
         super().__init__(candidates, decision, shape)
         self._observed: dict[Granularity, HistogramAccumulator] = {}
+        self.histogram: CoarseHistogram | None = None
         self._stack: GridStack | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,8 +160,10 @@ class MixedActivation(MixedQuantizer):
         return _first_equal((grid.spec, _bytes(grid.scale), _bytes(grid.zero_point)) for grid in grids)
 
     def finish_calibration(self) -> None:
-        """Turn what was observed into parameters, and forget it."""
-        self.calibrate({key: histogram.statistics() for key, histogram in self._observed.items()})
+        """Turn what was observed into parameters, and forget it but for a coarse picture."""
+        stats = {key: histogram.statistics() for key, histogram in self._observed.items()}
+        self.calibrate(stats)
+        self.histogram = CoarseHistogram.of(min(stats.values(), key=lambda one: one.values.numel()))
         self._observed = {}
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from types import FrameType
 from typing import Any
 
@@ -19,6 +21,42 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from dqss.errors import UserError
+
+PLAIN_EVERY = 30.0
+"""Seconds between two lines about the same stage in a log."""
+VARIABLE = "DQSS_PROGRESS"
+
+
+class Progressing(Enum):
+    """How progress is shown: bars that move, lines for logs and CI, or nothing but what went wrong."""
+
+    BARS = "bars"
+    PLAIN = "plain"
+    QUIET = "quiet"
+
+    @classmethod
+    def chosen(cls, word: str, terminal: bool, environment: Mapping[str, str] = os.environ) -> Progressing:
+        """What ``progress=WORD`` asks for.
+
+        Args:
+            word: a value, or ``auto``: the environment's word, else bars on a terminal and lines elsewhere.
+            terminal: whether there is one.
+            environment: where ``$DQSS_PROGRESS`` is.
+
+        Raises:
+            UserError: for another word.
+        """
+        asked, where = word, "progress"
+        if word == "auto":
+            asked, where = environment.get(VARIABLE) or "auto", VARIABLE
+        if asked == "auto":
+            return cls.BARS if terminal else cls.PLAIN
+        words = [mode.value for mode in cls]
+        if asked not in words:
+            raise UserError(f"{where}={asked}: expected auto, {', '.join(words)}")
+        return cls(asked)
 
 
 class Interrupted(Exception):
@@ -52,6 +90,37 @@ class _RichStage(Stage):
     def advance(self, amount: int = 1) -> None:
         self._progress.advance(self._task, amount)
         super().advance(amount)
+
+
+class _PlainStage(Stage):
+    """A line now and then, with the time left at the pace so far."""
+
+    def __init__(
+        self, reporter: Reporter, name: str, total: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(reporter)
+        self._name, self._total, self._clock = name, total, clock
+        self._done, self._first = 0, 0
+        self._begun = self._said = clock()
+
+    def advance(self, amount: int = 1) -> None:
+        if self._done == 0:
+            # What a resumed search had done before says nothing about the pace.
+            self._first, self._begun = amount, self._clock()
+        self._done += amount
+        now = self._clock()
+        if now - self._said >= PLAIN_EVERY and self._first < self._done <= self._total:
+            self._said = now
+            left = (now - self._begun) / (self._done - self._first) * (self._total - self._done)
+            self._reporter.say(f"{self._name} {self._done}/{self._total}, {as_clock(left)} left")
+        super().advance(amount)
+
+
+def as_clock(seconds: float) -> str:
+    """``1:05`` or ``2:00:09``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Reporter:
@@ -97,18 +166,24 @@ class Reporter:
 
 
 class ConsoleReporter(Reporter):
-    """Rich bars with time left on a terminal, one line a stage elsewhere."""
+    """Rich bars with time left on a terminal, lines elsewhere.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Args:
+        console: by default that of standard error.
+        progress: as in the configuration, see :meth:`Progressing.chosen`.
+    """
+
+    def __init__(self, console: Console | None = None, progress: str = "auto") -> None:
         super().__init__()
         self.console = console or Console(file=sys.stderr)
+        self.progressing = Progressing.chosen(progress, self.console.is_terminal)
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Stage]:
         """See :meth:`Reporter.stage`."""
-        if not self.console.is_terminal:
+        if self.progressing is not Progressing.BARS:
             self.say(f"{name} ...")
-            yield Stage(self)
+            yield _PlainStage(self, name, total)
             return
         columns = (
             TextColumn("{task.description:<12}"),
@@ -123,7 +198,8 @@ class ConsoleReporter(Reporter):
 
     def say(self, text: str) -> None:
         """See :meth:`Reporter.say`."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if self.progressing is not Progressing.QUIET:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def restore_terminal(self) -> None:
         """See :meth:`Reporter.restore_terminal`."""

@@ -29,9 +29,12 @@ from dqss.progress import ConsoleReporter, Interrupted
 from dqss.strategy import STRATEGY_FILE, ModelInfo
 
 OPTIONS = {"seed": int, "threads": int | None, "dry_run": bool, "run_dir": str}
+LATER_OPTIONS = {"target": str | None, "report_images": int, "progress": str}
+"""Those that the configuration of an older run may lack."""
 GROUPS = ("model", "data", "search_space", "method")
 FREE_OF_METHOD = ("max_minutes", "recompute")
-FREE = ("hydra", "logger", *(f"method.{key}" for key in FREE_OF_METHOD), "resume")
+FREE_OPTIONS = ("report_images", "progress")
+FREE = ("hydra", "logger", *FREE_OPTIONS, *(f"method.{key}" for key in FREE_OF_METHOD), "resume")
 """What the command line may say anew when a search is resumed: it does not change the result."""
 
 
@@ -39,7 +42,7 @@ FREE = ("hydra", "logger", *(f"method.{key}" for key in FREE_OF_METHOD), "resume
 def main(config: DictConfig) -> float | None:
     """Compose, search, print; returns the searched distance on the selection part, for sweeps."""
     config, folder = _resumed(config) if config.resume else _fresh(config)
-    reporter = ConsoleReporter()
+    reporter = ConsoleReporter(progress=config.progress)
     with reporter.stoppable():
         try:
             return search(config, folder, reporter)
@@ -80,6 +83,7 @@ def search(config: DictConfig, folder: Path, reporter: ConsoleReporter) -> float
             reporter=reporter,
             trainer=OmegaConf.to_container(config.trainer, resolve=True),  # type: ignore[arg-type]
             logger=logger,
+            report_images=config.report_images,
         )
     print_result(Console(), result, folder)
     return _objective(result)
@@ -91,7 +95,7 @@ def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
     config.run_dir = str(folder)
     OmegaConf.resolve(config)
     cli.check_options(
-        config, {**OPTIONS, "target": str | None}, (*GROUPS, "trainer", "logger", "resume", "experiment")
+        config, {**OPTIONS, **LATER_OPTIONS}, (*GROUPS, "trainer", "logger", "resume", "experiment")
     )
     if not 0 <= config.seed < 2**32 or (config.threads is not None and config.threads < 1):
         raise UserError(
@@ -119,6 +123,9 @@ def _resumed(config: DictConfig) -> tuple[DictConfig, Path]:
     folder = Path(config.resume).absolute()
     stored = cli.stored_config(folder, "resume", [*OPTIONS, *GROUPS])
     said = [found.key_or_group for found in cli.overrides(HydraConfig.get().overrides.task)]
+    for key in FREE_OPTIONS:
+        if key in said or key not in stored:
+            stored[key] = config[key]
     if any(key == "logger" or key.startswith("logger.") for key in said):
         stored.logger = config.logger
     for key in FREE_OF_METHOD:

@@ -14,6 +14,7 @@ from dqss.deploy.targets import GENERIC, Target
 from dqss.deploy.tolerance import DEFAULT, Tolerance
 from dqss.errors import ExportError
 from dqss.io import StrPath
+from dqss.progress import Reporter
 from dqss.samples import Samples
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def export_model(
     watch: Callable[[Parity], None] | None = None,
     threads: int = 1,
     force: bool = False,
+    reporter: Reporter | None = None,
 ) -> ExportReport:
     """Write the quantized network as ONNX (opset 21), after comparing it with the simulation.
 
@@ -56,6 +58,7 @@ def export_model(
         watch: is shown the comparison before it is judged.
         threads: of ONNX Runtime.
         force: apply the strategy also to other weights.
+        reporter: progress; silent by default.
 
     Returns:
         What was written and measured.
@@ -74,5 +77,6 @@ def export_model(
     from dqss.deploy.pipeline import Options, export
 
     samples = inputs if isinstance(inputs, Samples) else Samples.of(inputs)
-    options = Options(target, dynamic_size, tolerance, part_inputs, metric, watch, threads, force)
+    shown = reporter or Reporter()
+    options = Options(target, dynamic_size, tolerance, part_inputs, metric, watch, threads, force, shown)
     return export(model, bundle, Path(path), samples, options)

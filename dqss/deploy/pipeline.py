@@ -32,6 +32,7 @@ from dqss.errors import ExportError
 from dqss.io import ensure_folder, write_bytes_atomic
 from dqss.measure import batches, home, to_device
 from dqss.prepare import prepare
+from dqss.progress import Reporter, Stage
 from dqss.samples import Samples
 
 BATCH, PART_BATCH = 32, 8
@@ -52,6 +53,7 @@ class Options:
     watch: Callable[[Parity], None] | None
     threads: int
     force: bool
+    reporter: Reporter
 
 
 def export(model: nn.Module, bundle: Bundle, path: Path, samples: Samples, options: Options) -> ExportReport:
@@ -59,7 +61,9 @@ def export(model: nn.Module, bundle: Bundle, path: Path, samples: Samples, optio
     ensure_folder(path.parent)
     simulation = apply_strategy(model, bundle, force=options.force).cpu()
     _check_precision(simulation)
-    work = _Work(Marked(simulation, bundle.strategy), bundle, samples, options)
+    with options.reporter.stage("trace", 1) as stage:
+        work = _Work(Marked(simulation, bundle.strategy), bundle, samples, options)
+        stage.advance()
     found, notes = work.build(()), list[str]()
     coarse = found.coarse(options.tolerance)
     if coarse:
@@ -133,17 +137,23 @@ class _Work:
             quantize_biases(graph)
         with quietly():
             tidy(graph, self.bundle, target=self.options.target.name)
-        parts = self.comparison.parts(graph, lowered, self._batches(self.few, PART_BATCH))
+        with self.options.reporter.stage("parts", self.few) as stage:
+            parts = self.comparison.parts(graph, lowered, self._batches(self.few, PART_BATCH, stage))
         return _Built(graph, lowered, parts)
 
     def compare(self, data: bytes, exact: nn.Module, built: _Built) -> tuple[Parity, dict[str, float]]:
         """A file against the simulation, and the task metric of both."""
         meters = _Meters(self.options.metric, self.samples, self.size)
-        whole = self.comparison.whole(data, exact, self._batches(len(self.samples), self.size), meters.seen)
+        count = len(self.samples)
+        with self.options.reporter.stage("compare", count) as stage:
+            inputs = self._batches(count, self.size, stage)
+            whole = self.comparison.whole(data, exact, inputs, meters.seen)
         return Parity(whole, tuple(built.parts), self.few), meters.values()
 
-    def _batches(self, count: int, size: int) -> Iterator[Any]:
-        return (self.samples.batch(run) for run in batches(range(count), min(size, self.size)))
+    def _batches(self, count: int, size: int, stage: Stage) -> Iterator[Any]:
+        for run in batches(range(count), min(size, self.size)):
+            yield self.samples.batch(run)
+            stage.advance(len(run))
 
 
 def _float_network(model: nn.Module, bundle: Bundle, example: Any) -> nn.Module:

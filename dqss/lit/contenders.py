@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from dqss.discretize import Discretized
-from dqss.measure import Context, Evaluator, MetricFactory, Variants, batches, measure_stream
+from dqss.measure import Context, Evaluator, MetricFactory, Variants, batches, count_of, measure_stream
 from dqss.progress import Reporter
 from dqss.supernet import Assignment, Supernet
 
@@ -48,7 +48,7 @@ def measure_contenders(
     supernet = evaluator.supernet
     contexts = _contexts(supernet, outcome, uniform if oracle else {})
     loader = validation.batches
-    images = len(evaluator.parts["select"]) + _count(loader)
+    images = len(evaluator.parts["select"]) + count_of(loader)
     with reporter.stage("measure", images) as stage:
         evaluator.advance = stage.advance
         selection = _on_selection(evaluator, contexts, validation)
@@ -70,12 +70,6 @@ def measure_contenders(
     rows["distance"] = evaluator.distance.name
     rows["changes"] = outcome.changes
     return rows
-
-
-def _count(loader: Iterable[Any]) -> int:
-    """Images in a loader, as far as it says."""
-    dataset = getattr(loader, "dataset", ())
-    return len(dataset) if isinstance(dataset, Sized) else 0
 
 
 def _contexts(

@@ -43,6 +43,7 @@ class MeanField(Optimizer):
         super().__init__([decision.logits for decision in decisions], {"memory": memory})
         self.decisions = list(decisions)
         self.entropy = entropy
+        self._potentials: list[tuple[list[Decision], Tensor]] = []
         for logits in self._logits():
             # Of their final shape from the start, so that checkpoints always fit.
             k = len(logits)
@@ -66,6 +67,7 @@ class MeanField(Optimizer):
         for decision in self.decisions:
             groups.setdefault((len(decision.options), decision.outcomes), []).append(decision)
         found = [potentials(*self._known(group)) for group in groups.values()]
+        self._potentials = list(zip(groups.values(), found, strict=True))
         done = int(self.state[self.decisions[0].logits]["step"])
         for group, rows in zip(groups.values(), logits_of_entropy(found, self.entropy(done)), strict=True):
             live = [k for k, decision in enumerate(group) if not decision.frozen]
@@ -112,3 +114,15 @@ class MeanField(Optimizer):
     def effects(self, decision: Decision) -> Tensor:
         """What is known of a decision's outcomes: ``[C]`` fp64, in units of the loss, of mean zero."""
         return potentials(*self._known([decision]))[0]
+
+    def learned(self) -> dict[str, Tensor]:
+        """What the last step knew of every decision: the effect of each option, ``[K]`` fp64, by name.
+
+        As :meth:`effects`, in units of the loss; options that are alike have the same.
+        """
+        found: dict[str, Tensor] = {}
+        for group, rows in self._potentials:
+            # Together: each look at one would wait for the device.
+            by_option = rows.gather(1, torch.stack([decision.outcome for decision in group])).cpu()
+            found |= {decision.name: row for decision, row in zip(group, by_option, strict=True)}
+        return found

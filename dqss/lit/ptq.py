@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from dqss.calls import call_model
 from dqss.decision import entropies, margins, outcome_probabilities
 from dqss.errors import NonFiniteError
+from dqss.lit.mean_field import MeanField
 from dqss.lit.schedules import Schedule
 from dqss.lit.settling import Settled, Settling
+from dqss.lit.trajectory import Trajectory
 from dqss.lit.unchanged import Unchanged
 from dqss.losses import SearchLoss
 from dqss.measure import Evaluator, to_device
@@ -90,6 +92,9 @@ class PTQSearch(pl.LightningModule):
         self._decisions = list(self.supernet.decisions.values())
         self.settled = Settled(self._decisions, settle)
         self.unchanged = Unchanged(self._decisions, stop_after)
+        self.trajectory = Trajectory(self._decisions, batches.steps)
+        self.effects: dict[str, Tensor] = {}
+        """What was learned of each decision's options, see :meth:`MeanField.learned`; from checkpoints."""
         self.history: list[HistoryRow] = []
         self.found: list[dict[str, int]] = []
         """The argmax after each fall of the entropy, see :meth:`Schedule.cold`."""
@@ -150,6 +155,7 @@ class PTQSearch(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.settled.observe()
         self.unchanged.observe()
+        self.trajectory.observe()
         if self.finished:
             self.trainer.should_stop = True
 
@@ -185,6 +191,7 @@ class PTQSearch(pl.LightningModule):
     def settle(self) -> None:
         """Relax as the last step does, and note the last argmax, however the search came to its end."""
         self.found.append(self.supernet.argmax())
+        self.trajectory.keep()
         self._relax(1.0, self.batches.steps - 1)
 
     # -- checkpoints: logits, optimizer and history, never the network --------------------------
@@ -199,6 +206,10 @@ class PTQSearch(pl.LightningModule):
         checkpoint["found"] = self.found
         checkpoint["settled"] = self.settled.state_dict()
         checkpoint["unchanged"] = self.unchanged.state_dict()
+        checkpoint["trajectory"] = self.trajectory.state_dict()
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        self.effects = optimizer.learned() if isinstance(optimizer, MeanField) else {}
+        checkpoint["effects"] = self.effects
         checkpoint["evaluations"] = self.evaluator.meter.evaluations
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -210,4 +221,6 @@ class PTQSearch(pl.LightningModule):
         self.history, self.found = list(checkpoint["history"]), list(checkpoint["found"])
         self.settled.load_state_dict(checkpoint["settled"])
         self.unchanged.load_state_dict(checkpoint["unchanged"])
+        self.trajectory.load_state_dict(checkpoint["trajectory"])
+        self.effects = dict(checkpoint["effects"])
         self.evaluator.meter.evaluations = int(checkpoint["evaluations"])

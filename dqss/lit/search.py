@@ -16,18 +16,22 @@ from dqss import __version__
 from dqss.apply import apply_strategy, make_bundle
 from dqss.bundle import Bundle
 from dqss.discretize import Discretized, discretize
+from dqss.errors import UserError
 from dqss.io import ensure_folder, write_json_atomic
 from dqss.lit.build import build
 from dqss.lit.checkpoint import Deadline, write_history
 from dqss.lit.contenders import Validation, measure_contenders
 from dqss.lit.device import device_of
 from dqss.lit.fit import fit_ptq
-from dqss.lit.ptq import HistoryRow
+from dqss.lit.ptq import HistoryRow, PTQSearch
+from dqss.lit.record import record
 from dqss.lit.settings import PTQSettings
+from dqss.lit.trajectory import TRAJECTORY_FILE
 from dqss.measure import Evaluator
 from dqss.prepare.modules import unwrap
 from dqss.progress import Reporter
 from dqss.recompute import recomputing
+from dqss.report import write_report
 from dqss.samples import Samples
 from dqss.space import SearchSpace
 from dqss.strategy import ModelInfo, utc_now
@@ -76,6 +80,7 @@ def search_ptq(
     reporter: Reporter | None = None,
     trainer: Mapping[str, Any] | None = None,
     logger: Logger | bool = False,
+    report_images: int = 8,
 ) -> SearchResult:
     """Find a quantization strategy for every layer of a trained network (arXiv 2404.08010).
 
@@ -93,6 +98,8 @@ def search_ptq(
         reporter: progress; silent by default.
         trainer: further arguments of :class:`pytorch_lightning.Trainer`.
         logger: of Lightning.
+        report_images: inputs shown in ``report.html``, those that change most; 0 for none, where
+            the page may be seen by people who may not see the inputs.
 
     Returns:
         The strategy and all that was measured. On the selection part it is never worse than
@@ -102,6 +109,8 @@ def search_ptq(
         UserError: for inputs, models or search spaces that cannot be searched.
     """
     settings, reporter = settings or PTQSettings(), reporter or Reporter()
+    if report_images < 0:
+        raise UserError(f"report_images={report_images}: expected 0 or more")
     clock = _Clock()
     deadline = Deadline(settings.max_minutes)
     folder = None if run_dir is None else ensure_folder(run_dir)
@@ -138,7 +147,10 @@ def search_ptq(
     if folder is not None:
         write_history(folder, module.history)
         write_json_atomic(folder / "metrics.json", metrics)
+        _record(folder, evaluator, outcome, module, settings, report_images)
+        # With the strategy a search counts as finished; the page can be made again at any time.
         bundle = bundle.save(folder)
+        write_report([folder])
     return SearchResult(bundle, metrics, module.history, outcome, evaluator.supernet, model)
 
 
@@ -165,6 +177,22 @@ def _discretize(
             settings.screen_images,
             lambda: deadline.passed(REFINE_SHARE),
         )
+
+
+def _record(
+    folder: Path,
+    evaluator: Evaluator,
+    outcome: Discretized,
+    module: PTQSearch,
+    settings: PTQSettings,
+    images: int,
+) -> None:
+    evaluator.advance = lambda images: None
+    module.trajectory.save(folder / TRAJECTORY_FILE)
+    loss = settings.loss or evaluator.distance
+    name = str(getattr(loss, "name", type(loss).__name__))
+    with recomputing(evaluator.supernet, settings.recompute or ()):
+        record(evaluator, outcome, module.effects, name, images).save(folder)
 
 
 def _from_python(model: nn.Module) -> ModelInfo:

@@ -23,6 +23,7 @@ from dqss.metrics import as_read
 from dqss.mixed import MixedQuantizer, MixedWeight
 from dqss.progress import Reporter
 from dqss.recompute import recomputing
+from dqss.report import REPORT_FILE
 from dqss.samples import Samples
 from dqss.space import SearchSpace
 from dqss.uniform import uniform_assignments
@@ -54,7 +55,9 @@ def print_result(console: Console, result: SearchResult, folder: Path | None) ->
     part = "selection" if rows["float"]["validation"] is None else "validation"
     print_rows(console, rows, ("float", "best_uniform", "searched"), part)
     if folder is not None:
-        console.print(f"strategy in {folder}", soft_wrap=True, markup=False)
+        console.print(
+            f"strategy in {folder}, with a page to look at: {REPORT_FILE}", soft_wrap=True, markup=False
+        )
 
 
 def print_rows(console: Console, rows: Mapping[str, Any], names: Iterable[str], part: str) -> None:

@@ -117,4 +117,7 @@ def results(folder: Path) -> dict[str, object]:
     for row in history:
         assert float(row.pop("seconds")) > 0
     tensors = {key: value.tolist() for key, value in load_file(folder / "tensors.safetensors").items()}
-    return {"strategy": strategy, "metrics": metrics, "history": history, "tensors": tensors}
+    record = json.loads((folder / "report.json").read_text())
+    course = {key: value.tolist() for key, value in load_file(folder / "trajectory.safetensors").items()}
+    decided = {"strategy": strategy, "metrics": metrics, "history": history, "tensors": tensors}
+    return {**decided, "record": record, "course": course}

@@ -41,7 +41,8 @@ def test_everything_is_in_one_folder(process) -> None:
     assert [entry.name for entry in folder.iterdir()] == ["outputs"]
     assert sorted(entry.name for entry in run.iterdir()) == [
         ".hydra", "checkpoints", "config.yaml", "history.csv", "logs", "measured.jsonl",
-        "metrics.json", "search.log", "strategy.json", "tensors.safetensors",
+        "metrics.json", "report.html", "report.json", "search.log", "strategy.json", "tensors.safetensors",
+        "trajectory.safetensors",
     ]  # fmt: skip
 
 
