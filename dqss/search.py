@@ -6,10 +6,11 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -24,6 +25,7 @@ from dqss.lit.quiet import quiet_lightning
 from dqss.lit.search import SearchResult, search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.lit.summary import print_plan, print_result
+from dqss.lit.tracking import track_config, track_result
 from dqss.models import LoadedModel
 from dqss.progress import ConsoleReporter, Interrupted
 from dqss.strategy import STRATEGY_FILE, ModelInfo
@@ -85,6 +87,8 @@ def search(config: DictConfig, folder: Path, reporter: ConsoleReporter) -> float
             logger=logger,
             report_images=config.report_images,
         )
+        if logger:
+            track_result(logger, result, folder)
     print_result(Console(), result, folder)
     return _objective(result)
 
@@ -93,6 +97,7 @@ def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
     folder = ensure_folder(config.run_dir).absolute()
     _refuse_occupied(folder)
     config.run_dir = str(folder)
+    _group_sweep(config)
     OmegaConf.resolve(config)
     cli.check_options(
         config, {**OPTIONS, **LATER_OPTIONS}, (*GROUPS, "trainer", "logger", "resume", "experiment")
@@ -186,6 +191,7 @@ def _logger(config: DictConfig) -> Iterator[Any]:
     try:
         with quiet_lightning():
             experiment = logger.experiment
+            track_config(logger, cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True)))
     except Exception as error:
         raise UserError(f"logger: {' '.join(str(error).split())}; logger=csv needs nothing") from error
     try:
@@ -195,6 +201,13 @@ def _logger(config: DictConfig) -> Iterator[Any]:
         finish = getattr(experiment, "finish", None)
         if finish is not None:
             finish()
+
+
+def _group_sweep(config: DictConfig) -> None:
+    """The runs of one sweep belong together, unless the user says otherwise."""
+    hydra = HydraConfig.get()
+    if hydra.mode is RunMode.MULTIRUN and "group" in (config.logger or ()) and config.logger.group is None:
+        config.logger.group = Path(hydra.sweep.dir).name
 
 
 def _settings(method: DictConfig) -> PTQSettings:

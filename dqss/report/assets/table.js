@@ -105,7 +105,7 @@ const Table = {
     cell.className = chosen ? "heat chosen" : "heat";
     cell.title = title;
     cell.dataset.p = p;
-    cell.textContent = p < 0.005 ? "" : p.toFixed(2).replace(/^0/, "");
+    cell.textContent = p < 0.005 ? "" : p < 0.995 ? p.toFixed(2).replace(/^0/, "") : "1";
     this.paint(cell);
   },
 
