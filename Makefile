@@ -1,6 +1,6 @@
 # Everything runs in an own virtual environment, made on the first call; setup.cfg says what goes in.
 .DEFAULT_GOAL := help
-.PHONY: help setup search test test-slow lint type format clean
+.PHONY: help setup search test test-slow lint type docs format clean
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -50,10 +50,14 @@ lint: $(STAMP) ## ruff, formatting, direction of imports
 type: $(STAMP) ## mypy
 	$(BIN)/mypy
 
+docs: $(STAMP) ## build the documentation into site/; warnings are errors
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 format: $(STAMP) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove the virtual environment, builds and caches (results stay)
-	rm -rf $(VENV) $(VENV)-wheel build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-wheel build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find dqss conf search_spaces tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +

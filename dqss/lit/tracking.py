@@ -54,7 +54,7 @@ def final_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     found = {}
     for row in ("float", "best_uniform", "argmax", "refined", "searched", "soft"):
         for part in ("selection", "validation"):
-            measured = (metrics[row] or {}).get(part) or {}
+            measured = (metrics.get(row) or {}).get(part) or {}
             for key, value in measured.items():
                 name = metrics["distance"] if key == "distance" else key
                 found[f"final/{row}/{part}/{name}"] = float(value)

@@ -120,6 +120,7 @@ def _facts(run: Run) -> dict[str, str]:
     inputs = [choice.bits for _, role, choice in run.strategy.choices() if role != "weight"]
     if inputs:
         facts["activations"] = f"{sum(inputs) / len(inputs):.2f} bits on average over {len(inputs)} tensors"
+    facts |= _budget(run.strategy.budget or {})
     margins = [choice.margin for choice in choices if choice.margin is not None]
     if margins:
         close = sum(margin < 0.5 for margin in margins)
@@ -132,6 +133,18 @@ def _facts(run: Run) -> dict[str, str]:
         evaluations, steps = run.metrics["evaluations"], run.metrics["steps"]
         facts["cost of the search"] = f"{evaluations:,} evaluations, {steps:,} steps"
     return facts
+
+
+def _budget(budget: Mapping[str, Any]) -> dict[str, str]:
+    """What the strategy costs of what it may, where it was searched within limits."""
+    limits, achieved = (budget.get(key) for key in ("limits", "achieved"))
+    if not isinstance(limits, dict) or not isinstance(achieved, dict):
+        return {}
+    return {
+        f"budget: {name}": f"{achieved[name]:,.6g} of at most {most:,.6g}"
+        for name, most in limits.items()
+        if isinstance(most, int | float) and isinstance(achieved.get(name), int | float)
+    }
 
 
 def _origin(run: Run) -> dict[str, str]:

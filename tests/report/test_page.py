@@ -117,6 +117,7 @@ def test_a_name_in_words_is_escaped(run: Path, tmp_path: Path) -> None:
     data = json.loads((copy / "strategy.json").read_text())
     data["model"]["name"] = CLOSING
     data["search_space"] = SCRIPT
+    data["budget"] = {"limits": {"size": 2048}, "achieved": {"size": 1024.5}}
     (copy / "strategy.json").write_text(json.dumps(data))
     (copy / "config.yaml").write_text(f"model: {CLOSING}\n")
     (copy / "pareto.csv").write_text(f"{CLOSING},kl\n1,2\n{SCRIPT},nan\n")
@@ -124,6 +125,7 @@ def test_a_name_in_words_is_escaped(run: Path, tmp_path: Path) -> None:
     page = Page(text)
     assert [tag for tag, _ in page.tags].count("script") == 3 and CLOSING not in text
     assert html.escape(f"python {CLOSING}", quote=False).replace(">", "&gt;") in text
+    assert "<dt>budget: size</dt><dd>1,024.5 of at most 2,048</dd>" in text
     assert not any(tag == "b" or attrs.get("src") == "x" for tag, attrs in page.tags)
     assert page.data[0]["pareto"] == {"header": [CLOSING, "kl"], "rows": [[1.0, 2.0], [SCRIPT, None]]}
 
