@@ -81,7 +81,7 @@ def heat_maps(result: SearchResult) -> Iterator[tuple[str, list[str], list[str],
         names["weights" if role == "weight" else "activations"][choice.decision] = None
     for kind, found in names.items():
         decisions = [result.supernet.decisions[name] for name in found]
-        titles = [[option.title for option in decision.options] for decision in decisions]
+        titles = [[getattr(option, "title", str(option)) for option in d.options] for d in decisions]
         columns = list(dict.fromkeys(title for row in titles for title in row))
         values = np.full((len(decisions), len(columns)), np.nan, np.float32)
         for row, (decision, own) in enumerate(zip(decisions, titles, strict=True)):
