@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -57,6 +57,9 @@ class Supernet(nn.Module):
         space: which layers, which candidates.
     """
 
+    weight_type: ClassVar[type[MixedWeight]] = MixedWeight
+    activation_type: ClassVar[type[MixedActivation]] = MixedActivation
+
     def __init__(self, model: nn.Module, space: SearchSpace) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
@@ -93,12 +96,12 @@ class Supernet(nn.Module):
                 self._note_tie(owner, info.name)
             else:
                 decision = Decision(f"{info.name}.weight", candidates.weight)
-                weight = MixedWeight(candidates.weight, decision, parameter.shape)
+                weight = self.weight_type(candidates.weight, decision, parameter.shape)
                 by_weight[id(parameter)] = (info.name, weight)
             attach_weight(module, weight)
         if candidates.activation:
             decision = Decision(f"{info.name}.activation", candidates.activation)
-            activation = MixedActivation(candidates.activation, decision, input_shape(module, info))
+            activation = self.activation_type(candidates.activation, decision, input_shape(module, info))
             attach_input(module, activation)
             hasten(module)
         return SearchableLayer(info, module, weight, activation)

@@ -47,9 +47,9 @@ def build(
     parts = {"search": searched, "refine": searched, "select": selected}
     size = settings.batch_size if samples.uniform else 1
     known = sorted(searched)
-    left_out = _left_out(model, space)
+    skipped = left_out(model, space)
     first = samples.batch(known[:size])
-    prepared = prepare(model, to_device(first, home(model)), skip=lambda name: name in left_out)
+    prepared = prepare(model, to_device(first, home(model)), skip=lambda name: name in skipped)
     prepared.model.to(device)
     with torch.no_grad():
         output = first_tensor(call_model(prepared.model, to_device(first, device)))
@@ -75,7 +75,7 @@ def build(
     return prepared, evaluator
 
 
-def _left_out(model: nn.Module, space: SearchSpace) -> set[str]:
+def left_out(model: nn.Module, space: SearchSpace) -> set[str]:
     """Names of the layers that stay in float, as they are once ``prepare`` has unwrapped them."""
     layers = (
         replace(info, name=canonical_name(model, name))

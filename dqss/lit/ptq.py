@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -16,11 +15,11 @@ from dqss.decision import entropies, margins, outcome_probabilities
 from dqss.errors import NonFiniteError
 from dqss.lit.schedules import Schedule
 from dqss.lit.settling import Settled, Settling
+from dqss.lit.stepped import HistoryRow, SteppedModule
 from dqss.lit.unchanged import Unchanged
 from dqss.losses import SearchLoss
 from dqss.measure import Evaluator, to_device
 
-HistoryRow = dict[str, float]
 NEVER = Settling()
 """Nothing is frozen."""
 
@@ -51,7 +50,7 @@ class StepBatches(IterableDataset[list[int]]):
         return (self.at(step) for step in range(self.start, self.steps))
 
 
-class PTQSearch(pl.LightningModule):
+class PTQSearch(SteppedModule):
     """Gradients of the logits, with a label-free loss to the float network's outputs.
 
     Args:
@@ -90,7 +89,6 @@ class PTQSearch(pl.LightningModule):
         self._decisions = list(self.supernet.decisions.values())
         self.settled = Settled(self._decisions, settle)
         self.unchanged = Unchanged(self._decisions, stop_after)
-        self.history: list[HistoryRow] = []
         self.found: list[dict[str, int]] = []
         """The argmax after each fall of the entropy, see :meth:`Schedule.cold`."""
         self.seconds = 0.0
@@ -154,6 +152,11 @@ class PTQSearch(pl.LightningModule):
             self.trainer.should_stop = True
 
     @property
+    def steps(self) -> int:
+        """See :attr:`SteppedModule.steps`."""
+        return self.batches.steps
+
+    @property
     def finished(self) -> bool:
         """Whether further steps would change nothing, as far as one may tell."""
         return self.unchanged.done or len(self.settled.frozen) == len(self._decisions)
@@ -175,12 +178,6 @@ class PTQSearch(pl.LightningModule):
         row["seconds"] = time.perf_counter() - started
         self.history.append(row)
         self.log_row(row)
-
-    def log_row(self, row: HistoryRow) -> None:
-        """Hand a row of the history to the loggers."""
-        values = {f"search/{key}": value for key, value in row.items() if key != "step"}
-        for logger in self.loggers:
-            logger.log_metrics(values, step=int(row["step"]))
 
     def settle(self) -> None:
         """Relax as the last step does, and note the last argmax, however the search came to its end."""

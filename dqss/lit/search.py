@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,12 @@ from dqss.discretize import Discretized, discretize
 from dqss.io import ensure_folder, write_json_atomic
 from dqss.lit.build import build
 from dqss.lit.checkpoint import Deadline, write_history
+from dqss.lit.clock import Clock
 from dqss.lit.contenders import Validation, measure_contenders
 from dqss.lit.device import device_of
 from dqss.lit.fit import fit_ptq
-from dqss.lit.ptq import HistoryRow
 from dqss.lit.settings import PTQSettings
+from dqss.lit.stepped import HistoryRow
 from dqss.measure import Evaluator
 from dqss.prepare.modules import unwrap
 from dqss.progress import Reporter
@@ -102,7 +101,7 @@ def search_ptq(
         UserError: for inputs, models or search spaces that cannot be searched.
     """
     settings, reporter = settings or PTQSettings(), reporter or Reporter()
-    clock = _Clock()
+    clock = Clock()
     deadline = Deadline(settings.max_minutes)
     folder = None if run_dir is None else ensure_folder(run_dir)
     device = device_of(trainer or {})
@@ -171,14 +170,3 @@ def _from_python(model: nn.Module) -> ModelInfo:
     return ModelInfo(
         source="python", name=type(unwrap(model)).__name__, weights_sha256="", tensors={}, prepare=[]
     )
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[stage] = round(time.perf_counter() - started, 3)
