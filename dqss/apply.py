@@ -22,7 +22,7 @@ from dqss.mixed import MixedQuantizer
 from dqss.prepare import Prepared, fingerprint, prepare
 from dqss.products import ProductQuantizer, attach_products, can_attach
 from dqss.signature import describe_inputs, example_inputs
-from dqss.spec import PerTensor
+from dqss.spec import PerTensor, Role
 from dqss.strategy import ModelInfo, Strategy
 from dqss.supernet import Assignment, Supernet
 
@@ -190,7 +190,9 @@ def _quantizer(
     bundle: Bundle, layer: str, role: str, choice: TensorChoice, shape: torch.Size
 ) -> quantizers.Quantizer:
     scale = bundle.tensors[f"{layer}.{role}.scale"]
-    quantizer = quantizers.build(choice.candidate(), len(scale))
+    quantizer = quantizers.build(
+        choice.candidate(), len(scale), Role.WEIGHT if role == "weight" else Role.ACTIVATION
+    )
     granularity = quantizer.candidate.spec.granularity
     fits = isinstance(granularity, PerTensor) or -len(shape) <= granularity.axis < len(shape)
     if not fits or channel_count(shape, granularity) != len(scale):
@@ -198,8 +200,7 @@ def _quantizer(
             f"the strategy is for another model: it has {len(scale)} scales for the {role} of {layer!r}, "
             f"which has the shape {list(shape)} here"
         )
-    quantizer.scale.copy_(scale)
-    quantizer.zero_point.copy_(bundle.tensors[f"{layer}.{role}.zero_point"])
+    quantizer.load_grid(scale, bundle.tensors[f"{layer}.{role}.zero_point"])
     return quantizer
 
 

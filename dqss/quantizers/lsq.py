@@ -1,0 +1,87 @@
+"""LSQ: the step size is learned (arXiv 1902.08153)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dqss.formula import Formula, round_through, scale_gradient
+from dqss.functional import channel_count
+from dqss.mixing import Grid
+from dqss.observers import Statistics
+from dqss.quantizers.learned import LEAST, LearnedQuantizer, usable
+from dqss.spec import Candidate, QuantSpec, Role
+
+
+@dataclass(frozen=True)
+class LearnedStep(Formula):
+    """``round(clamp(x / s, qmin, qmax)) * s`` (eq. 1 and 2), with ``learned = (s,)``.
+
+    Its derivative by s is eq. 3: ``round(x / s) - x / s`` inside, ``qmin`` or ``qmax`` outside.
+    """
+
+    arity: ClassVar[int] = 1
+
+    def __call__(self, x: Tensor, *learned: Tensor) -> Tensor:
+        """See :meth:`Formula.__call__`."""
+        (step,) = learned
+        return round_through(torch.clamp(x / step, self.qmin, self.qmax)) * step
+
+
+class LSQ(LearnedQuantizer):
+    """Learned step size of a symmetric grid, signed or unsigned.
+
+    It starts at ``2 <|v|> / sqrt(qmax)``, and its gradient is scaled by ``1 / sqrt(N qmax)`` (section
+    2.2), N the values that share a step: of a weight, or of the activations of one image (our
+    reading of "features in a layer").
+    """
+
+    name: ClassVar[str] = "lsq"
+
+    def __init__(self, candidate: Candidate, channels: int, role: Role) -> None:
+        super().__init__(candidate, channels, role)
+        self.formula = LearnedStep(candidate.spec.qmin, candidate.spec.qmax)
+        self.step = self.parameter()
+
+    @classmethod
+    def refusal(cls, spec: QuantSpec, role: Role) -> str | None:
+        """See :meth:`LearnedQuantizer.refusal`."""
+        if not spec.symmetric:
+            return f"has no zero point: use {role.value}_symmetric=true, or lsq_plus"
+        return super().refusal(spec, role)
+
+    def start(self, stats: Statistics) -> None:
+        """See :meth:`LearnedQuantizer.start`."""
+        self.step.copy_(usable(2 * stats.average(torch.abs) / math.sqrt(self.formula.qmax)))
+        self.floor.copy_(self.step * LEAST)
+
+    def learned(self, x: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`Quantizer.learned`."""
+        return (scale_gradient(self.step, step_gradient_scale(x, self)),)
+
+    def grid(self) -> Grid:
+        """See :meth:`Quantizer.grid`."""
+        return Grid(self.step.detach(), torch.zeros_like(self.step), self.candidate.spec)
+
+    @torch.no_grad()
+    def load_grid(self, scale: Tensor, zero_point: Tensor) -> None:
+        """See :meth:`Quantizer.load_grid`."""
+        self.step.copy_(scale)
+        self.floor.copy_(self.step * LEAST)
+
+    @torch.no_grad()
+    def constrain_(self) -> None:
+        """See :meth:`LearnedQuantizer.constrain_`."""
+        self.step.clamp_(min=self.floor)
+
+
+def step_gradient_scale(x: Tensor, quantizer: LearnedQuantizer) -> float:
+    """``1 / sqrt(N qmax)`` of a step that quantizes ``x``; see :class:`LSQ`."""
+    spec = quantizer.candidate.spec
+    images = x.shape[0] if quantizer.role is Role.ACTIVATION and x.ndim else 1
+    shared = x.numel() / max(images * channel_count(x.shape, spec.granularity), 1)
+    return 1 / math.sqrt(max(shared, 1.0) * spec.qmax)
