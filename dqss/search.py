@@ -20,6 +20,8 @@ from dqss.errors import OutputError, UserError
 from dqss.io import ensure_folder, write_text_atomic
 from dqss.lit.contenders import Validation
 from dqss.lit.identity import JOURNAL
+from dqss.lit.qat_search import QATResult, search_qat
+from dqss.lit.qat_settings import QATSettings
 from dqss.lit.quiet import quiet_lightning
 from dqss.lit.search import SearchResult, search_ptq
 from dqss.lit.settings import PTQSettings
@@ -67,20 +69,22 @@ def search(config: DictConfig, folder: Path, reporter: ConsoleReporter) -> float
         return None
     loader = data.val_dataloader()
     name, metric = data.metric()
+    training = data.training() if isinstance(settings, QATSettings) else None
     with _logger(config) as logger:
-        result = search_ptq(
-            loaded.module,
-            samples,
-            space,
-            settings,
-            validation=Validation(loader if loader is not None else (), metric, name),
-            run_dir=folder,
-            seed=config.seed,
-            info=_model_info(loaded, config),
-            reporter=reporter,
-            trainer=OmegaConf.to_container(config.trainer, resolve=True),  # type: ignore[arg-type]
-            logger=logger,
-        )
+        common: dict[str, Any] = {
+            "validation": Validation(loader if loader is not None else (), metric, name),
+            "run_dir": folder,
+            "seed": config.seed,
+            "info": _model_info(loaded, config),
+            "reporter": reporter,
+            "trainer": OmegaConf.to_container(config.trainer, resolve=True),
+            "logger": logger,
+        }
+        result: SearchResult | QATResult
+        if isinstance(settings, QATSettings):
+            result = search_qat(loaded.module, training, samples, space, settings, **common)
+        else:
+            result = search_ptq(loaded.module, samples, space, settings, **common)
     print_result(Console(), result, folder)
     return _objective(result)
 
@@ -190,7 +194,7 @@ def _logger(config: DictConfig) -> Iterator[Any]:
             finish()
 
 
-def _settings(method: DictConfig) -> PTQSettings:
+def _settings(method: DictConfig) -> PTQSettings | QATSettings:
     """The method group; ``loss`` and ``distance`` may be short names."""
     method = method.copy()
     for key in ("loss", "distance"):
@@ -199,7 +203,7 @@ def _settings(method: DictConfig) -> PTQSettings:
         raise UserError(
             f"method.schedule={method.schedule}: choose it as schedule@method.schedule={method.schedule}"
         )
-    settings: PTQSettings = cli.make(method, "method")
+    settings: PTQSettings | QATSettings = cli.make(method, "method")
     return settings
 
 
@@ -213,7 +217,7 @@ def _model_info(loaded: LoadedModel, config: DictConfig) -> ModelInfo:
     )
 
 
-def _objective(result: SearchResult) -> float:
+def _objective(result: SearchResult | QATResult) -> float:
     return float(result.metrics["searched"]["selection"]["distance"])
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dqss.learning import mix_learned
 from dqss.mixed import MixedActivation, MixedQuantizer, MixedWeight, Mode
+from dqss.quantizers import LearnedQuantizer
 
 
 class _Learning(MixedQuantizer):
@@ -33,12 +34,10 @@ class _Learning(MixedQuantizer):
 
     def constrain(self) -> list[str]:
         """After a step of the optimizer: keep parameters valid; the candidates that are beyond help."""
-        broken = []
-        for k in range(len(self.candidates)):
-            self[k].constrain_()
-            if self[k].broken():
-                broken.append(self[k].candidate.label)
-        return broken
+        learned = [q for q in self.candidates if isinstance(q, LearnedQuantizer)]
+        for quantizer in learned:
+            quantizer.constrain_()
+        return [quantizer.candidate.label for quantizer in learned if quantizer.broken()]
 
 
 class TrainedActivation(_Learning, MixedActivation):

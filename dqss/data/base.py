@@ -54,6 +54,17 @@ class CalibrationDataModule(pl.LightningDataModule):
             DataError: if there are none.
         """
 
+    def training(self) -> DataLoader[Any]:
+        """Labelled, augmented batches to train with; their order and size are not looked at.
+
+        Raises:
+            DataError: for data that has no training part.
+        """
+        raise DataError(
+            f"data={type(self).__name__.lower()} has no training part, which method=qat needs: use digits or "
+            "cifar10, or train in Python with dqss.search_qat"
+        )
+
     @abstractmethod
     def val_dataloader(self) -> DataLoader[Any] | None:
         """Batches ``(inputs, targets)`` to measure on, read lazily; None where there are none.

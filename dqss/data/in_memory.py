@@ -79,6 +79,10 @@ class InMemoryData(CalibrationDataModule):
         collate = Collate(self.normalize, self.augment)
         return DataLoader(self.parts[0], self.batch_size, shuffle=True, drop_last=True, collate_fn=collate)
 
+    def training(self) -> DataLoader[Any]:
+        """See :meth:`CalibrationDataModule.training`."""
+        return self.train_dataloader()
+
     def val_dataloader(self) -> DataLoader[Any] | None:
         """See :meth:`CalibrationDataModule.val_dataloader`."""
         return DataLoader(self.parts[1], self.batch_size, collate_fn=Collate(self.normalize))
