@@ -25,7 +25,8 @@ from dqss.lit.qat_settings import QATSettings
 from dqss.lit.quiet import quiet_lightning
 from dqss.lit.search import SearchResult, search_ptq
 from dqss.lit.settings import PTQSettings
-from dqss.lit.summary import print_plan, print_result
+from dqss.lit.summary import print_plan, print_qat_plan, print_result
+from dqss.lit.training_data import TrainingData
 from dqss.models import LoadedModel
 from dqss.progress import ConsoleReporter, Interrupted
 from dqss.strategy import STRATEGY_FILE, ModelInfo
@@ -64,12 +65,16 @@ def search(config: DictConfig, folder: Path, reporter: ConsoleReporter) -> float
     settings = _settings(config.method)
     samples = data.calibration()
     reporter.say(f"{loaded.source} {loaded.name}; {data.summary()}")
+    training = TrainingData.of(data.train_dataloader()) if isinstance(settings, QATSettings) else None
     if config.dry_run:
-        print_plan(Console(), loaded.module, samples, space, settings, config.seed)
+        if isinstance(settings, QATSettings):
+            assert training is not None
+            print_qat_plan(Console(), loaded.module, samples, training, space, settings, config.seed)
+        else:
+            print_plan(Console(), loaded.module, samples, space, settings, config.seed)
         return None
     loader = data.val_dataloader()
     name, metric = data.metric()
-    training = data.training() if isinstance(settings, QATSettings) else None
     with _logger(config) as logger:
         common: dict[str, Any] = {
             "validation": Validation(loader if loader is not None else (), metric, name),

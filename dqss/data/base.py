@@ -54,16 +54,13 @@ class CalibrationDataModule(pl.LightningDataModule):
             DataError: if there are none.
         """
 
-    def training(self) -> DataLoader[Any]:
-        """Labelled, augmented batches to train with; their order and size are not looked at.
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Augmented batches ``(inputs, targets)`` to train with; QAT has an order and a size of its own.
 
         Raises:
             DataError: for data that has no training part.
         """
-        raise DataError(
-            f"data={type(self).__name__.lower()} has no training part, which method=qat needs: use digits or "
-            "cifar10, or train in Python with dqss.search_qat"
-        )
+        raise DataError(f"data={type(self).__name__.lower()} has no training part, which method=qat needs")
 
     @abstractmethod
     def val_dataloader(self) -> DataLoader[Any] | None:
