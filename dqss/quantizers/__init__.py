@@ -8,12 +8,20 @@ from __future__ import annotations
 from dqss.errors import SearchSpaceError, near_match
 from dqss.observers import ALGORITHMS as STATIC
 from dqss.quantizers.base import Quantizer
+from dqss.quantizers.dorefa import DoReFa
+from dqss.quantizers.dsq import DSQ
 from dqss.quantizers.learned import LearnedQuantizer
 from dqss.quantizers.lsq import LSQ
+from dqss.quantizers.lsq_plus import LSQPlus
+from dqss.quantizers.pact import PACT
+from dqss.quantizers.pams import PAMS
 from dqss.quantizers.static import StaticQuantizer
+from dqss.quantizers.tqt import TQT
 from dqss.spec import Candidate, Role
 
-LEARNED: dict[str, type[LearnedQuantizer]] = {kind.name: kind for kind in (LSQ,)}
+LEARNED: dict[str, type[LearnedQuantizer]] = {
+    kind.name: kind for kind in (LSQ, LSQPlus, PACT, DoReFa, PAMS, DSQ, TQT)
+}
 
 
 def learned_algorithms() -> tuple[str, ...]:

@@ -1,0 +1,77 @@
+"""TQT: scales are powers of two, and the logarithm of the threshold is learned (arXiv 1903.08066)."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dqss.mixing import Grid
+from dqss.observers import Statistics
+from dqss.observers.base import power_of_two
+from dqss.observers.entropy import Entropy
+from dqss.quantizers.learned import LEAST, LearnedQuantizer, usable
+from dqss.quantizers.lsq import LearnedStep
+from dqss.quantizers.lsq_plus import three_deviations
+from dqss.spec import Candidate, QuantSpec, Role
+
+
+class TQT(LearnedQuantizer):
+    """Learned threshold t of a symmetric grid: ``s = 2^ceil(log2 t) / 2^(b - 1)``, ``2^b`` if unsigned.
+
+    The derivative of the step by ``log2 t`` is ``s ln 2`` (eq. 7, the ceiling passed straight
+    through); all else is as for a learned step. Weights start at three standard deviations (around
+    the mean, as in LSQ+), activations at the threshold of least divergence.
+    """
+
+    name: ClassVar[str] = "tqt"
+
+    def __init__(self, candidate: Candidate, channels: int, role: Role) -> None:
+        super().__init__(candidate, channels, role)
+        self.formula = LearnedStep(candidate.spec.qmin, candidate.spec.qmax)
+        self.log2_threshold = torch.nn.Parameter(torch.zeros(channels))
+
+    @classmethod
+    def refusal(cls, spec: QuantSpec, role: Role) -> str | None:
+        """See :meth:`LearnedQuantizer.refusal`."""
+        if not spec.symmetric:
+            return f"has no zero point: use {role.value}_symmetric=true, or lsq_plus"
+        return super().refusal(spec, role)
+
+    @property
+    def _places(self) -> int:
+        """The step is the power of two at the threshold, shifted right by this."""
+        return int(math.log2(self.formula.qmax + 1))
+
+    def start(self, stats: Statistics) -> None:
+        """See :meth:`LearnedQuantizer.start`."""
+        spec = self.candidate.spec
+        clip = three_deviations(stats) if self.role is Role.WEIGHT else Entropy().clip_range(stats, spec)[1]
+        self._set(torch.log2(usable(clip)))
+
+    def _set(self, log2_threshold: Tensor) -> None:
+        self.log2_threshold.copy_(log2_threshold)
+        self.floor.copy_(self.log2_threshold + math.log2(LEAST))
+
+    def learned(self, x: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`Quantizer.learned`."""
+        level = self.log2_threshold
+        # Exactly the power of two, whose derivative is made of one more term that is zero.
+        return (self.grid().scale * (1 + math.log(2) * (level - level.detach())),)
+
+    def grid(self) -> Grid:
+        """See :meth:`Quantizer.grid`."""
+        exponent = torch.ceil(self.log2_threshold.detach()) - self._places
+        return Grid(power_of_two(exponent), torch.zeros_like(exponent), self.candidate.spec)
+
+    @torch.no_grad()
+    def load_grid(self, scale: Tensor, zero_point: Tensor) -> None:
+        """See :meth:`Quantizer.load_grid`."""
+        self._set((torch.frexp(scale).exponent - 1 + self._places).to(torch.float32))
+
+    @torch.no_grad()
+    def constrain_(self) -> None:
+        """See :meth:`LearnedQuantizer.constrain_`."""
+        self.log2_threshold.clamp_(min=self.floor)
