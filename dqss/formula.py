@@ -1,8 +1,8 @@
 """What a quantizer computes, as a pure function of the tensor and of what it learns.
 
-A formula is differentiable torch, with rounding passed straight through (arXiv 1308.3432), so that its
-derivative is the training rule of its paper. It is hashable: mixtures are compiled once for each
-tuple of formulas, whatever the sizes of the tensors.
+Rounding has no derivative to learn from, so that each algorithm brings another function, whose
+derivative is its training rule (straight-through estimation, arXiv 1308.3432). A formula is both. It is
+hashable: mixtures are compiled once for each tuple of formulas, whatever the sizes of the tensors.
 """
 
 from __future__ import annotations
@@ -31,16 +31,23 @@ class Formula(ABC):
     arity: ClassVar[int]
 
     @abstractmethod
-    def __call__(self, x: Tensor, *learned: Tensor) -> Tensor:
-        """Quantize and dequantize.
+    def parts(self, x: Tensor, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        """The value, and what stands for it on the way back.
 
         Args:
-            x: ``[A, C, B]`` fp32.
-            learned: ``arity`` tensors ``[C, 1]`` fp32.
+            x: ``[A, C, B, ...]`` fp32.
+            learned: ``arity`` fp32 tensors that broadcast against ``x``, one value a channel.
 
         Returns:
-            ``[A, C, B]``, differentiable with respect to all that learns.
+            The quantized ``x``, and the carrier of its gradient: a function of the same arguments whose
+            value does not matter and whose derivative is the algorithm's training rule.
         """
+
+    def __call__(self, x: Tensor, *learned: Tensor) -> Tensor:
+        """Quantize and dequantize; differentiable as the algorithm is trained."""
+        value, carrier = self.parts(x, *learned)
+        # value + (carrier - value) would round; the difference here is zero.
+        return value.detach() + (carrier - carrier.detach())
 
 
 @dataclass(frozen=True)
@@ -54,23 +61,17 @@ class FixedGrid(Formula):
         """For the integers of ``spec``."""
         return cls(spec.qmin, spec.qmax)
 
-    def __call__(self, x: Tensor, *learned: Tensor) -> Tensor:
-        """``learned`` are scale and zero point. See :meth:`Formula.__call__`."""
+    def parts(self, x: Tensor, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Formula.parts`; ``learned`` are scale and zero point."""
         scale, zero_point = (part.detach() for part in learned)
         codes = torch.round(x.detach() / scale)
-        clipped = torch.minimum(torch.maximum(codes, self.qmin - zero_point), self.qmax - zero_point)
-        return passing(clipped * scale, torch.where(codes == clipped, x, 0.0))
+        clipped = between(codes, self.qmin - zero_point, self.qmax - zero_point)
+        return clipped * scale, torch.where(codes == clipped, x, 0.0)
 
 
-def passing(value: Tensor, carrier: Tensor) -> Tensor:
-    """``value``, to the bit, with the gradient of ``carrier``, which is finite."""
-    # value + (carrier - value) would round; the difference here is zero.
-    return value.detach() + (carrier - carrier.detach())
-
-
-def round_through(x: Tensor) -> Tensor:
-    """Round half to even; the gradient passes straight through."""
-    return passing(torch.round(x.detach()), x)
+def between(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``x`` clamped to bounds that broadcast."""
+    return torch.minimum(torch.maximum(x, low), high)
 
 
 class _ScaleGradient(torch.autograd.Function):

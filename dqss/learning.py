@@ -20,7 +20,7 @@ from torch import Tensor
 from dqss.formula import Formula
 from dqss.functional import common_granularity, refine_channels
 from dqss.fused import Kernel
-from dqss.mixing import as_blocks, from_blocks
+from dqss.mixing import as_blocks, from_blocks, longest_piece
 from dqss.spec import Candidate, Granularity
 
 LEAST_SHARE = 1e-2
@@ -55,19 +55,39 @@ class _Mixture:
             yield learned[begin : begin + formula.arity]
             begin += formula.arity
 
+    def parts(self, x: Tensor, learned: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Value and carrier of each candidate; see :meth:`Formula.parts`."""
+        return [
+            formula.parts(x, *own) for formula, own in zip(self.formulas, self.split(learned), strict=True)
+        ]
+
     def value(self, x: Tensor, weights: Tensor, *learned: Tensor) -> Tensor:
-        """The mixture ``[A, C, B]``."""
+        """The mixture ``[A, C, T, P]``."""
+        wide = [part[:, None, None] for part in learned]
         mixed = torch.zeros_like(x)
-        for k, own in enumerate(self.split(learned)):
-            mixed = mixed + weights[k] * self.formulas[k](x, *(part[:, None] for part in own))
+        for k, (value, _) in enumerate(self.parts(x, wide)):
+            mixed = mixed + weights[k] * value
         return mixed
 
     def gradients(
         self, x: Tensor, grad: Tensor, weights: Tensor, boost: Tensor, *learned: Tensor
     ) -> tuple[Tensor, ...]:
         """Gradients of x, weights and learned; those of candidate k's learned times ``boost[k]``."""
-        pull = torch.func.vjp(self.value, x, weights, *learned)[1]
-        of_x, of_weights, *of_learned = pull(grad)
+
+        def carrier(x: Tensor, *wide: Tensor) -> tuple[Tensor, list[Tensor]]:
+            parts = self.parts(x, wide)
+            mixed = torch.zeros_like(x)
+            for k, (_, part) in enumerate(parts):
+                mixed = mixed + weights[k] * part
+            return mixed, [value for value, _ in parts]
+
+        # For every piece a copy, and so a sum of its own: one long sum is compiled to something slow.
+        wide = [part[:, None, None].expand(*x.shape[:-1], 1) for part in learned]
+        found: Any = torch.func.vjp(carrier, x, *wide, has_aux=True)
+        _, pull, values = found
+        of_x, *of_wide = pull(grad)
+        of_weights = torch.stack([(grad * value).sum(3).sum() for value in values])
+        of_learned = [part.sum((0, 2, 3)) for part in of_wide]
         boosted = [part * boost[k] for k, own in enumerate(self.split(of_learned)) for part in own]
         return of_x, of_weights, *boosted
 
@@ -116,19 +136,26 @@ class _Mix(torch.autograd.Function):
             learned = tuple(list(_Mixture(kernels.formulas).split(learned))[plan.place])
             kernels, weights = _kernels(kernels.formulas[plan.place : plan.place + 1]), weights.new_ones(1)
         work = x.numel() * len(kernels.formulas)
-        mixed = kernels.value(work, as_blocks(x, plan.granularity), weights, *learned)
+        mixed = kernels.value(work, _pieces(x, plan.granularity), weights, *learned)
         return from_blocks(mixed, x.shape, plan.granularity).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         x, weights, *learned = ctx.saved_tensors
         plan: _Plan = ctx.plan
-        blocks, grad = (as_blocks(part, plan.granularity) for part in (x, grad_outputs[0]))
+        blocks, grad = (_pieces(part, plan.granularity) for part in (x, grad_outputs[0]))
         boost = 1 / weights.clamp(min=LEAST_SHARE) if plan.compensate else torch.ones_like(weights)
         work = x.numel() * len(weights)
         of_x, *others = plan.kernels.gradients(work, blocks, grad, weights, boost, *learned)
         of_weights, *of_learned = others
         return from_blocks(of_x, x.shape, plan.granularity).to(x.dtype), of_weights, None, *of_learned
+
+
+def _pieces(x: Tensor, granularity: Granularity) -> Tensor:
+    """``x`` as contiguous fp32 ``[A, C, T, P]``: its channels, each in T pieces of P."""
+    blocks = as_blocks(x, granularity)
+    piece = longest_piece(blocks.shape[2])
+    return blocks.view(*blocks.shape[:2], blocks.shape[2] // max(piece, 1), piece)
 
 
 def mix_learned(

@@ -228,7 +228,7 @@ _PIECE = 4096
 
 
 @cache
-def _longest_piece(length: int) -> int:
+def longest_piece(length: int) -> int:
     """The largest divisor of ``length`` whose sums are fast; ``length`` itself where they would be tiny."""
     pieces = (length // parts for parts in range(1, length // 256 + 1) if length % parts == 0)
     return next((piece for piece in pieces if piece <= _PIECE), length)
@@ -294,7 +294,7 @@ class CodeStack:
     def sums(self, grad: Tensor) -> Tensor:
         """Inner products ``[K]`` of all candidates with ``grad``, in the shape of the weight."""
         distinct, channels, length = self.steps.shape
-        piece = _longest_piece(length)
+        piece = longest_piece(length)
         codes = self.steps.view(distinct, channels * length // piece, piece)
         rows = self.rows(grad).reshape(-1, piece)
         return self.distinct.share(fused.mix_codes_backward(codes.numel(), rows, self.scale, codes))

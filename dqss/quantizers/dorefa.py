@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dqss.formula import FixedGrid, Formula, round_through, scale_gradient
+from dqss.formula import FixedGrid, Formula, scale_gradient
 from dqss.functional import channel_view
 from dqss.mixing import Grid
 from dqss.observers import Statistics
@@ -30,12 +30,13 @@ class TanhWeights(Formula):
 
     arity: ClassVar[int] = 2
 
-    def __call__(self, x: Tensor, *learned: Tensor) -> Tensor:
-        """See :meth:`Formula.__call__`."""
+    def parts(self, x: Tensor, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Formula.parts`."""
         largest, step = learned
         steps = self.qmax - self.qmin
-        place = (torch.tanh(x) / largest.detach() + 1) * (steps / 2)
-        return (round_through(torch.clamp(place, 0, steps)) - steps / 2) * step
+        place = torch.tanh(x) * (steps / (2 * largest.detach())) + steps / 2
+        codes = torch.round(torch.clamp(place.detach(), 0, steps)) - steps / 2
+        return codes * step, place * step.detach() + codes * step
 
 
 class DoReFa(LearnedQuantizer):
@@ -79,7 +80,7 @@ class DoReFa(LearnedQuantizer):
         values = stats.values
         largest = torch.tanh(torch.maximum(stats.minimum.abs(), stats.maximum.abs())).clamp(min=_SMALLEST)
         unit = torch.ones_like(largest)[:, None]
-        places = self.formula(values[None], largest[:, None], unit)[0].double()
+        places = self.formula.parts(values[None], largest[:, None], unit)[0][0].double()
         counts = stats.counts.double()
         return (values.double() * places * counts).sum(1) / (places.square() * counts).sum(1)
 

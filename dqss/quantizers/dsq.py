@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dqss.formula import Formula, passing, scale_gradient
+from dqss.formula import Formula, scale_gradient
 from dqss.observers import Statistics
 from dqss.observers.mse import MSE
 from dqss.quantizers.lsq import LSQ, step_gradient_scale
@@ -28,14 +28,14 @@ class SoftStaircase(Formula):
 
     arity: ClassVar[int] = 2
 
-    def __call__(self, x: Tensor, *learned: Tensor) -> Tensor:
-        """See :meth:`Formula.__call__`."""
+    def parts(self, x: Tensor, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Formula.parts`."""
         step, softness = learned
         inside = torch.clamp(x / step, self.qmin, self.qmax)
         begin = torch.floor(inside.detach())
         sharpness = torch.log(2 / softness - 1)
         rise = torch.tanh(sharpness * (inside - begin - 0.5)) / (2 * (1 - softness))
-        return passing(torch.round(inside.detach()) * step.detach(), (begin + 0.5 + rise) * step)
+        return torch.round(inside) * step, (begin + 0.5 + rise) * step
 
 
 class DSQ(LSQ):

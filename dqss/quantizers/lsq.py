@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dqss.formula import Formula, round_through, scale_gradient
+from dqss.formula import Formula, scale_gradient
 from dqss.functional import channel_count
 from dqss.mixing import Grid
 from dqss.observers import Statistics
@@ -26,10 +26,15 @@ class LearnedStep(Formula):
 
     arity: ClassVar[int] = 1
 
-    def __call__(self, x: Tensor, *learned: Tensor) -> Tensor:
-        """See :meth:`Formula.__call__`."""
+    def parts(self, x: Tensor, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Formula.parts`."""
         (step,) = learned
-        return round_through(torch.clamp(x / step, self.qmin, self.qmax)) * step
+        places = x.detach() / step.detach()
+        clamped = torch.clamp(places, self.qmin, self.qmax)
+        inside, codes = places == clamped, torch.round(clamped)
+        # The products of eq. 3 written out: no division on the way back.
+        carrier = torch.where(inside, x, 0.0) + step * (codes - torch.where(inside, places, 0.0))
+        return codes * step, carrier
 
 
 class LSQ(LearnedQuantizer):

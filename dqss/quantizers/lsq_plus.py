@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dqss.formula import Formula, round_through, scale_gradient
+from dqss.formula import Formula, between, scale_gradient
 from dqss.mixing import Grid
 from dqss.observers import Statistics
 from dqss.observers.mse import MSE
@@ -22,20 +22,28 @@ class LearnedStepAndOffset(Formula):
     """``(clamp(round(x / s) + z, qmin, qmax) - z) * s`` with ``learned = (s, beta)``.
 
     The paper adds beta itself (eq. 3 and 4). To run in integer arithmetic, and to keep zero exact, z
-    is ``-beta / s`` rounded and inside the grid, with the gradient passed straight through: our
-    reading. Its derivatives are the paper's but for the part of ``beta / s`` that was rounded: by beta 0
-    inside and 1 outside, by s ``round(x / s) - x / s`` inside and the bound outside.
+    is ``-beta / s``, rounded and inside the grid: our reading. The derivatives are the paper's: by
+    beta 0 inside and 1 outside, by s ``round(x / s) - x / s`` inside and the bound outside.
     """
 
     arity: ClassVar[int] = 2
 
-    def __call__(self, x: Tensor, *learned: Tensor) -> Tensor:
-        """See :meth:`Formula.__call__`."""
+    def parts(self, x: Tensor, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Formula.parts`."""
         step, offset = learned
-        zero_point = round_through(torch.clamp(-offset / step, self.qmin, self.qmax))
+        zero_point = zero_point_of(step.detach(), offset.detach(), self.qmin, self.qmax)
+        places = x.detach() / step.detach()
         # Clamped as difference to the zero point: x / s + z would lose bits, and ties with them.
-        codes = torch.minimum(torch.maximum(x / step, self.qmin - zero_point), self.qmax - zero_point)
-        return round_through(codes) * step
+        clamped = between(places, self.qmin - zero_point, self.qmax - zero_point)
+        inside, codes = places == clamped, torch.round(clamped)
+        slope = codes + torch.where(inside, -places, zero_point)
+        carrier = torch.where(inside, x, offset) + step * slope
+        return codes * step, carrier
+
+
+def zero_point_of(step: Tensor, offset: Tensor, qmin: int, qmax: int) -> Tensor:
+    """The code that stands for zero: ``-beta / s`` rounded, within ``qmin..qmax``."""
+    return torch.round(torch.clamp(-offset / step, qmin, qmax))
 
 
 class LSQPlus(LSQ):
@@ -80,7 +88,7 @@ class LSQPlus(LSQ):
         if not self.affine:
             return super().grid()
         spec, step = self.candidate.spec, self.step.detach()
-        zero_point = torch.round(torch.clamp(-self.offset.detach() / step, spec.qmin, spec.qmax))
+        zero_point = zero_point_of(step, self.offset.detach(), spec.qmin, spec.qmax)
         return Grid(step, zero_point, spec)
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dqss.formula import Formula, passing
+from dqss.formula import Formula
 from dqss.mixing import Grid
 from dqss.observers import Statistics
 from dqss.observers.percentile import Percentile
@@ -27,14 +27,14 @@ class LearnedClip(Formula):
 
     arity: ClassVar[int] = 1
 
-    def __call__(self, x: Tensor, *learned: Tensor) -> Tensor:
-        """See :meth:`Formula.__call__`."""
+    def parts(self, x: Tensor, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Formula.parts`."""
         (high,) = learned
         step = high.detach() / self.qmax
-        codes = torch.clamp(torch.round(x.detach() / step), self.qmin, self.qmax)
-        low = high * (self.qmin / self.qmax)
-        clipped = torch.where(x >= high, high, torch.where(x < low, low, x))
-        return passing(codes * step, clipped)
+        places = x.detach() / step
+        clamped = torch.clamp(places, self.qmin, self.qmax)
+        carrier = torch.where(places == clamped, x, high * (clamped / self.qmax))
+        return torch.round(clamped) * step, carrier
 
 
 class LearnedClipQuantizer(LearnedQuantizer):
