@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dqss.bundle import Bundle
+from dqss.bundle import Bundle, has_no_zero
 from dqss.choice import TensorChoice
 from dqss.deploy.containers import Container, Held
 from dqss.functional import broadcast_channels, dequantize, quantize
@@ -26,7 +26,11 @@ def dtype_of(container: Container) -> Any:
 
 @dataclass(frozen=True)
 class Grids:
-    """Every quantizer of a strategy by its name: ``conv1.weight``, ``blocks.0.attn.product1.left``."""
+    """Every quantizer of a strategy by its name: ``conv1.weight``, ``blocks.0.attn.product1.left``.
+
+    Zero points of runtimes are whole numbers: a grid without a zero (see
+    :func:`dqss.bundle.has_no_zero`) is given as the odd codes of one with half its scale and a bit more.
+    """
 
     bundle: Bundle
 
@@ -36,15 +40,21 @@ class Grids:
 
     def spec(self, name: str) -> QuantSpec:
         """Integer bounds and granularity."""
-        return self.choices()[name].candidate().spec
+        spec = self.choices()[name].candidate().spec
+        return replace(spec, bits=spec.bits + 1) if self._no_zero(name) else spec
 
     def scale(self, name: str) -> Tensor:
         """fp32 ``[C]``."""
-        return self.bundle.tensors[f"{name}.scale"]
+        scale = self.bundle.tensors[f"{name}.scale"]
+        return scale / 2 if self._no_zero(name) else scale
 
     def zero_point(self, name: str) -> Tensor:
         """fp32 ``[C]``, whole numbers."""
-        return self.bundle.tensors[f"{name}.zero_point"]
+        zero_point = self.bundle.tensors[f"{name}.zero_point"]
+        return torch.zeros_like(zero_point) if self._no_zero(name) else zero_point
+
+    def _no_zero(self, name: str) -> bool:
+        return has_no_zero(self.bundle.tensors[f"{name}.zero_point"])
 
 
 @dataclass(frozen=True)

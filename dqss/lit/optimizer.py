@@ -1,12 +1,14 @@
-"""Adam for weights, quantizers and logits at once: quantizers in steps relative to their size."""
+"""One optimizer for weights, quantizers and logits: each kind in steps of its own sort."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from dqss.lit.mean_field import MeanField
 
 RELATIVE = "relative"
 
@@ -30,6 +32,45 @@ class RelativeAdamW(torch.optim.AdamW):
             for parameter, old in zip(relative, before, strict=True):
                 parameter.copy_(old + (parameter - old) * _size(old))
         return loss
+
+
+class WithMeanField(torch.optim.Optimizer):
+    """An optimizer whose steps end with one of :class:`dqss.lit.mean_field.MeanField`, for the logits.
+
+    To Lightning it is one optimizer, with the parameter groups of both.
+
+    Args:
+        others: moves everything else.
+        mean_field: sets the logits.
+    """
+
+    def __init__(self, others: torch.optim.Optimizer, mean_field: MeanField) -> None:
+        mean_field.param_groups[0].setdefault("lr", 0.0)  # schedules of rates want one; it is not used
+        groups: Sequence[dict[str, Any]] = [*others.param_groups, *mean_field.param_groups]
+        super().__init__([{"params": group["params"]} for group in groups], {})
+        self.others, self.mean_field = others, mean_field
+        self.param_groups = list(groups)
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One step of both, for one pass back."""
+        loss = self.others.step(closure)
+        self.mean_field.step()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Of both."""
+        self.others.zero_grad(set_to_none)
+        self.mean_field.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of both, apart."""
+        return {"others": self.others.state_dict(), "mean_field": self.mean_field.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.others.load_state_dict(state_dict["others"])
+        self.mean_field.load_state_dict(state_dict["mean_field"])
+        self.param_groups = [*self.others.param_groups, *self.mean_field.param_groups]
 
 
 def _size(values: Tensor) -> Tensor:

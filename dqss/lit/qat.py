@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 from dqss.calls import call_model
 from dqss.decision import entropies, margins, outcome_probabilities
 from dqss.errors import NonFiniteError
+from dqss.lit.mean_field import MeanField
 from dqss.lit.objective import Objective
-from dqss.lit.optimizer import RELATIVE
+from dqss.lit.optimizer import RELATIVE, WithMeanField
 from dqss.lit.qat_settings import QATSettings
 from dqss.lit.schedules import Schedule
 from dqss.lit.stepped import HistoryRow, SteppedModule
@@ -25,6 +26,8 @@ from dqss.lit.updates import Update
 from dqss.trainable import TrainableSupernet
 
 LOGITS = "logits"
+OPEN = 0.999
+"""Entropy of the decisions during the warm-up, as a share of ``log K``."""
 
 
 @dataclass(frozen=True)
@@ -175,11 +178,26 @@ class QATTraining(SteppedModule):
             },
             {"name": LOGITS, "params": learnable.logits, "lr": settings.logit_rate, "weight_decay": 0.0},
         ]
-        groups = [group for group in groups if group["params"]]
-        optimizer = settings.optimizer(groups)
-        rates = [self._rate(waits=group["name"] == LOGITS) for group in groups]
+        mean_field = self._mean_field()
+        kept = [group for group in groups if group["params"] and not (mean_field and group["name"] == LOGITS)]
+        optimizer = settings.optimizer(kept)
+        if mean_field is not None:
+            optimizer = WithMeanField(optimizer, mean_field)
+        rates = [self._rate(waits=group.get("name") == LOGITS) for group in optimizer.param_groups]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _mean_field(self) -> MeanField | None:
+        """What sets the logits where that is how the schedule does it; at equal ones while it warms up."""
+        if self.phase.schedule is None:
+            return None
+        waiting = round(self.phase.warmup * self.steps)
+        made = self.phase.schedule.optimizer(self._decisions, max(self.steps - waiting, 1), 0.0)["optimizer"]
+        if not isinstance(made, MeanField):
+            return None
+        wanted = made.entropy
+        made.entropy = lambda done: wanted(done - waiting) if done > waiting else OPEN
+        return made
 
     def _rate(self, waits: bool) -> Callable[[int], float]:
         steps = self.steps

@@ -11,7 +11,7 @@ import torch
 
 from dqss.errors import UserError, near_match
 from dqss.lit.optimizer import RelativeAdamW
-from dqss.lit.schedules import MeanFieldSchedule, Schedule, SoftmaxSchedule
+from dqss.lit.schedules import Schedule, SoftmaxSchedule
 from dqss.lit.updates import SinglePass, Update
 from dqss.losses import Distance, SearchLoss
 
@@ -96,11 +96,6 @@ class QATSettings:
         for name in ("warmup", "ramp", "distillation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"method.{name}={getattr(self, name)!r}: expected a share in 0..1")
-        if isinstance(self.schedule, MeanFieldSchedule):
-            raise UserError(
-                "schedule@method.schedule=mean_field is for frozen networks (method=ptq); with method=qat "
-                "choose softmax or gumbel"
-            )
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise UserError(f"method.max_minutes={self.max_minutes!r}: expected a positive number or null")
 
