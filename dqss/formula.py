@@ -23,29 +23,32 @@ class Formula(ABC):
 
     Attributes:
         qmin, qmax: smallest and largest integer code, inclusive.
-        arity: how many tensors it takes beside ``x``.
+        arity: how many vectors it takes beside ``x``.
+        learning: how many of them, the first ones, have a gradient. The others are made of these,
+            outside, since a loop over all elements is no place to compute with a channel's own values.
     """
 
     qmin: int
     qmax: int
     arity: ClassVar[int]
+    learning: ClassVar[int]
 
     @abstractmethod
-    def parts(self, x: Tensor, *learned: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(self, x: Tensor, *vectors: Tensor) -> tuple[Tensor, Tensor]:
         """The value, and what stands for it on the way back.
 
         Args:
             x: ``[A, C, B, ...]`` fp32.
-            learned: ``arity`` fp32 tensors that broadcast against ``x``, one value a channel.
+            vectors: ``arity`` fp32 tensors that broadcast against ``x``, one value a channel.
 
         Returns:
             The quantized ``x``, and the carrier of its gradient: a function of the same arguments whose
             value does not matter and whose derivative is the algorithm's training rule.
         """
 
-    def __call__(self, x: Tensor, *learned: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *vectors: Tensor) -> Tensor:
         """Quantize and dequantize; differentiable as the algorithm is trained."""
-        value, carrier = self.parts(x, *learned)
+        value, carrier = self.parts(x, *vectors)
         # value + (carrier - value) would round; the difference here is zero.
         return value.detach() + (carrier - carrier.detach())
 
@@ -54,18 +57,23 @@ class Formula(ABC):
 class FixedGrid(Formula):
     """A grid that does not learn; the gradient of ``x`` passes where its code was not clipped."""
 
-    arity: ClassVar[int] = 2
+    arity: ClassVar[int] = 3
+    learning: ClassVar[int] = 0
 
     @classmethod
     def of(cls, spec: QuantSpec) -> FixedGrid:
         """For the integers of ``spec``."""
         return cls(spec.qmin, spec.qmax)
 
-    def parts(self, x: Tensor, *learned: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`Formula.parts`; ``learned`` are scale and zero point."""
-        scale, zero_point = (part.detach() for part in learned)
+    def vectors(self, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, ...]:
+        """Scale and both bounds of ``code - zero_point``."""
+        return scale, self.qmin - zero_point, self.qmax - zero_point
+
+    def parts(self, x: Tensor, *vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Formula.parts`."""
+        scale, low, high = vectors
         codes = torch.round(x.detach() / scale)
-        clipped = between(codes, self.qmin - zero_point, self.qmax - zero_point)
+        clipped = between(codes, low, high)
         return clipped * scale, torch.where(codes == clipped, x, 0.0)
 
 

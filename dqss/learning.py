@@ -9,9 +9,10 @@ sum itself: no algorithm writes down its gradient twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -44,67 +45,84 @@ class Learns(Protocol):
 
 @dataclass(frozen=True)
 class _Mixture:
-    """The sum, as a function of tensors alone, and its derivative."""
+    """The sum, as a function of tensors alone, and its derivative.
+
+    Shapes: ``x`` is ``[A, C, T, P]``, its channels in pieces; ``table`` holds the vectors of all
+    candidates one below the other, L rows; ``weights`` is ``[K]``.
+    """
 
     formulas: tuple[Formula, ...]
 
-    def split(self, learned: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-        """The flat ``learned``, candidate by candidate."""
-        begin = 0
-        for formula in self.formulas:
-            yield learned[begin : begin + formula.arity]
-            begin += formula.arity
-
-    def parts(self, x: Tensor, learned: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def parts(self, x: Tensor, rows: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Value and carrier of each candidate; see :meth:`Formula.parts`."""
-        return [
-            formula.parts(x, *own) for formula, own in zip(self.formulas, self.split(learned), strict=True)
-        ]
+        left = iter(rows)
+        return [formula.parts(x, *islice(left, formula.arity)) for formula in self.formulas]
 
-    def value(self, x: Tensor, weights: Tensor, *learned: Tensor) -> Tensor:
-        """The mixture ``[A, C, T, P]``."""
-        wide = [part[:, None, None] for part in learned]
-        mixed = torch.zeros_like(x)
-        for k, (value, _) in enumerate(self.parts(x, wide)):
-            mixed = mixed + weights[k] * value
-        return mixed
+    def value(self, x: Tensor, weights: Tensor, table: Tensor) -> Tensor:
+        """The mixture of ``x``; ``table`` is ``[L, C]``."""
+        values = [value for value, _ in self.parts(x, table[:, :, None, None].unbind())]
+        return _weighted(values, weights)
 
     def gradients(
-        self, x: Tensor, grad: Tensor, weights: Tensor, boost: Tensor, *learned: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Gradients of x, weights and learned; those of candidate k's learned times ``boost[k]``."""
+        self, x: Tensor, grad: Tensor, weights: Tensor, boost: Tensor, table: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of x, weights and table; those of candidate k's rows times ``boost[k]``.
 
-        def carrier(x: Tensor, *wide: Tensor) -> tuple[Tensor, list[Tensor]]:
-            parts = self.parts(x, wide)
-            mixed = torch.zeros_like(x)
-            for k, (_, part) in enumerate(parts):
-                mixed = mixed + weights[k] * part
-            return mixed, [value for value, _ in parts]
+        The table comes as ``[L, A, C, T, 1]``, a copy for every piece, and so for each a sum of its own:
+        one long sum is compiled to something slow, and were the copies not there in memory, the
+        compiler would make two passes of one.
+        """
+        rows = table.unbind()
+        places = [row for row, owner in enumerate(self.owners) if owner is not None]
 
-        # For every piece a copy, and so a sum of its own: one long sum is compiled to something slow.
-        wide = [part[:, None, None].expand(*x.shape[:-1], 1) for part in learned]
-        found: Any = torch.func.vjp(carrier, x, *wide, has_aux=True)
+        def carrier(x: Tensor, *learning: Tensor) -> tuple[Tensor, list[Tensor]]:
+            own = list(rows)
+            for place, row in zip(places, learning, strict=True):
+                own[place] = row
+            parts = self.parts(x, own)
+            return _weighted([part for _, part in parts], weights), [value for value, _ in parts]
+
+        found: Any = torch.func.vjp(carrier, x, *(rows[place] for place in places), has_aux=True)
         _, pull, values = found
-        of_x, *of_wide = pull(grad)
+        of_x, *of_rows = pull(grad)
         of_weights = torch.stack([(grad * value).sum(3).sum() for value in values])
-        of_learned = [part.sum((0, 2, 3)) for part in of_wide]
-        boosted = [part * boost[k] for k, own in enumerate(self.split(of_learned)) for part in own]
-        return of_x, of_weights, *boosted
+        of_table = [torch.zeros_like(boost[0]).expand(x.shape[1])] * len(rows)
+        for place, row in zip(places, of_rows, strict=True):
+            of_table[place] = row.sum((0, 2, 3)) * boost[self.owners[place]]
+        return of_x, of_weights, torch.stack(of_table)
+
+    @property
+    def owners(self) -> list[int | None]:
+        """For each row of the table whose it is, or None if it has no gradient."""
+        return [
+            k if row < formula.learning else None
+            for k, formula in enumerate(self.formulas)
+            for row in range(formula.arity)
+        ]
+
+    def place(self, k: int) -> slice:
+        """The rows of candidate k."""
+        begin = sum(formula.arity for formula in self.formulas[:k])
+        return slice(begin, begin + self.formulas[k].arity)
 
 
-@dataclass(frozen=True)
+def _weighted(parts: Sequence[Tensor], weights: Tensor) -> Tensor:
+    mixed = torch.zeros_like(parts[0])
+    for k, part in enumerate(parts):
+        mixed = mixed + weights[k] * part
+    return mixed
+
+
 class _Kernels:
     """Both directions of the mixture of one tuple of formulas."""
 
-    formulas: tuple[Formula, ...]
-    value: Kernel
-    gradients: Kernel
+    def __init__(self, formulas: tuple[Formula, ...]) -> None:
+        self.mixture = _Mixture(formulas)
+        self.value = Kernel(_named(self.mixture.value))
+        self.gradients = Kernel(_named(self.mixture.gradients))
 
 
-@cache
-def _kernels(formulas: tuple[Formula, ...]) -> _Kernels:
-    mixture = _Mixture(formulas)
-    return _Kernels(formulas, Kernel(_named(mixture.value)), Kernel(_named(mixture.gradients)))
+_kernels = cache(_Kernels)
 
 
 def _named(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,7 +138,7 @@ def _named(method: Callable[..., Any]) -> Callable[..., Any]:
 class _Plan:
     """What of a mixture is not a tensor."""
 
-    kernels: _Kernels
+    formulas: tuple[Formula, ...]
     granularity: Granularity
     compensate: bool
     place: int | None
@@ -128,27 +146,29 @@ class _Plan:
 
 class _Mix(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, plan: _Plan, *learned: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weights, *learned)
+    def forward(ctx: Any, x: Tensor, weights: Tensor, table: Tensor, plan: _Plan) -> Tensor:
+        ctx.save_for_backward(x, weights, table)
         ctx.plan = plan
-        kernels = plan.kernels
+        kernels = _kernels(plan.formulas)
         if plan.place is not None:
-            learned = tuple(list(_Mixture(kernels.formulas).split(learned))[plan.place])
-            kernels, weights = _kernels(kernels.formulas[plan.place : plan.place + 1]), weights.new_ones(1)
-        work = x.numel() * len(kernels.formulas)
-        mixed = kernels.value(work, _pieces(x, plan.granularity), weights, *learned)
+            table = table[kernels.mixture.place(plan.place)]
+            kernels, weights = _kernels((plan.formulas[plan.place],)), weights.new_ones(1)
+        work = x.numel() * len(weights)
+        mixed = kernels.value(work, _pieces(x, plan.granularity), weights, table)
         return from_blocks(mixed, x.shape, plan.granularity).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        x, weights, *learned = ctx.saved_tensors
+        x, weights, table = ctx.saved_tensors
         plan: _Plan = ctx.plan
-        blocks, grad = (_pieces(part, plan.granularity) for part in (x, grad_outputs[0]))
+        pieces, grad = (_pieces(part, plan.granularity) for part in (x, grad_outputs[0]))
         boost = 1 / weights.clamp(min=LEAST_SHARE) if plan.compensate else torch.ones_like(weights)
+        wide = (
+            table[:, None, :, None, None].expand(-1, *pieces.shape[:1], -1, pieces.shape[2], 1).contiguous()
+        )
         work = x.numel() * len(weights)
-        of_x, *others = plan.kernels.gradients(work, blocks, grad, weights, boost, *learned)
-        of_weights, *of_learned = others
-        return from_blocks(of_x, x.shape, plan.granularity).to(x.dtype), of_weights, None, *of_learned
+        of_x, *others = _kernels(plan.formulas).gradients(work, pieces, grad, weights, boost, wide)
+        return from_blocks(of_x, x.shape, plan.granularity).to(x.dtype), *others, None
 
 
 def _pieces(x: Tensor, granularity: Granularity) -> Tensor:
@@ -181,13 +201,13 @@ def mix_learned(
     """
     own = [quantizer.candidate.spec.granularity for quantizer in quantizers]
     common = common_granularity(own)
-    learned = [
+    rows = [
         refine_channels(part, x.shape, grain, common)
         for quantizer, grain in zip(quantizers, own, strict=True)
         for part in quantizer.learned(x)
     ]
-    plan = _Plan(_kernels(tuple(q.formula for q in quantizers)), common, compensate, place)
-    mixed: Tensor = _Mix.apply(x, weights, plan, *learned)
+    plan = _Plan(tuple(quantizer.formula for quantizer in quantizers), common, compensate, place)
+    mixed: Tensor = _Mix.apply(x, weights, torch.stack(rows), plan)
     return mixed
 
 

@@ -22,21 +22,26 @@ _SMALLEST = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class TanhWeights(Formula):
-    """``(r - n / 2) s`` with ``r = round(n (tanh(x) / m + 1) / 2)``, ``n = 2^b - 1``; ``learned = (m, s)``.
+    """``(r - n / 2) s`` with ``r = round(n (tanh(x) / m + 1) / 2)``, ``n = 2^b - 1``.
 
-    ``m`` is the largest ``|tanh(x)|``. That is eq. 9 times a gain, ``s n / 2``: codes from ``qmin`` on
+    m is the largest ``|tanh(x)|``; the vectors are s and ``n / (2 m)``. That is eq. 9 times a gain, ``s n / 2``: codes from ``qmin`` on
     with the zero point -1/2, so that the grid has as many values above zero as below, and no zero.
     """
 
     arity: ClassVar[int] = 2
+    learning: ClassVar[int] = 1
 
-    def parts(self, x: Tensor, *learned: Tensor) -> tuple[Tensor, Tensor]:
+    def slope(self, largest: Tensor) -> Tensor:
+        """``n / (2 m)`` from the largest ``|x|``: tanh is monotonic."""
+        return (self.qmax - self.qmin) / (2 * torch.tanh(largest).clamp(min=_SMALLEST))
+
+    def parts(self, x: Tensor, *vectors: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Formula.parts`."""
-        largest, step = learned
+        step, slope = vectors
         steps = self.qmax - self.qmin
-        place = torch.tanh(x) * (steps / (2 * largest.detach())) + steps / 2
+        place = torch.tanh(x) * slope + steps / 2
         codes = torch.round(torch.clamp(place.detach(), 0, steps)) - steps / 2
-        return codes * step, place * step.detach() + codes * step
+        return codes * step.detach(), place * step.detach() + codes * step
 
 
 class DoReFa(LearnedQuantizer):
@@ -54,9 +59,9 @@ class DoReFa(LearnedQuantizer):
     def __init__(self, candidate: Candidate, channels: int, role: Role) -> None:
         super().__init__(candidate, channels, role)
         spec = candidate.spec
-        self.formula: Formula = FixedGrid.of(spec)
+        self.fixed, self.shaped = FixedGrid.of(spec), TanhWeights(spec.qmin, spec.qmax)
+        self.formula: Formula = self.shaped if role is Role.WEIGHT else self.fixed
         if role is Role.WEIGHT:
-            self.formula = TanhWeights(spec.qmin, spec.qmax)
             self.step = self.parameter()
         else:
             self.register_buffer("step", torch.ones(channels))
@@ -77,21 +82,19 @@ class DoReFa(LearnedQuantizer):
 
     def _best_gain(self, stats: Statistics) -> Tensor:
         """The step with the least squared error, ``[C]`` fp64: ``<v, q> / <q, q>``."""
-        values = stats.values
-        largest = torch.tanh(torch.maximum(stats.minimum.abs(), stats.maximum.abs())).clamp(min=_SMALLEST)
-        unit = torch.ones_like(largest)[:, None]
-        places = self.formula.parts(values[None], largest[:, None], unit)[0][0].double()
+        slope = self.shaped.slope(torch.maximum(stats.minimum.abs(), stats.maximum.abs()))
+        unit = torch.ones_like(slope)[:, None]
+        places = self.shaped.parts(stats.values, unit, slope[:, None])[0].double()
         counts = stats.counts.double()
-        return (values.double() * places * counts).sum(1) / (places.square() * counts).sum(1)
+        return (stats.values.double() * places * counts).sum(1) / (places.square() * counts).sum(1)
 
     def learned(self, x: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Quantizer.learned`."""
         if self.role is Role.ACTIVATION:
-            return self.step, torch.zeros_like(self.step)
+            return self.fixed.vectors(self.step, torch.zeros_like(self.step))
         rows = channel_view(x.detach(), self.candidate.spec.granularity)
-        # tanh is monotonic: that of the largest is the largest.
-        largest = torch.tanh(rows.abs().amax(1).to(torch.float32)).clamp(min=_SMALLEST)
-        return largest, scale_gradient(self.step, step_gradient_scale(x, self))
+        slope = self.shaped.slope(rows.abs().amax(1).to(torch.float32))
+        return scale_gradient(self.step, step_gradient_scale(x, self)), slope
 
     def grid(self) -> Grid:
         """See :meth:`Quantizer.grid`."""

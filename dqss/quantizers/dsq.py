@@ -19,23 +19,24 @@ _START, _SHARPEST, _SOFTEST = 0.2, 0.05, 0.49
 
 @dataclass(frozen=True)
 class SoftStaircase(Formula):
-    """Rounding with the gradient of tanh between any two codes; ``learned = (s, a)``.
+    """Rounding with the gradient of tanh between any two codes.
 
     With ``v = x / s`` clamped and i its integer part the staircase is (eq. 3 to 6) ``i + 1/2 +
     tanh(k (v - i - 1/2)) / (2 (1 - a))`` with ``k = log(2 / a - 1)``, which meets the codes at
-    both ends; a in (0, 1/2) is how far it stays away from rounding. Values are rounded (eq. 7).
+    both ends; a in (0, 1/2) is how far it stays away from rounding. Values are rounded (eq. 7). The
+    vectors are s, ``1 / s``, k, ``1 / (2 (1 - a))``, with the gradients of s and a through all of them.
     """
 
-    arity: ClassVar[int] = 2
+    arity: ClassVar[int] = 4
+    learning: ClassVar[int] = 4
 
-    def parts(self, x: Tensor, *learned: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(self, x: Tensor, *vectors: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Formula.parts`."""
-        step, softness = learned
-        inside = torch.clamp(x / step, self.qmin, self.qmax)
+        step, inverse, sharpness, height = vectors
+        inside = torch.clamp(x * inverse, self.qmin, self.qmax)
         begin = torch.floor(inside.detach())
-        sharpness = torch.log(2 / softness - 1)
-        rise = torch.tanh(sharpness * (inside - begin - 0.5)) / (2 * (1 - softness))
-        return torch.round(inside) * step, (begin + 0.5 + rise) * step
+        rise = torch.tanh(sharpness * (inside - begin - 0.5)) * height
+        return torch.round(inside.detach()) * step.detach(), (begin + 0.5 + rise) * step
 
 
 class DSQ(LSQ):
@@ -60,7 +61,8 @@ class DSQ(LSQ):
     def learned(self, x: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Quantizer.learned`."""
         factor = step_gradient_scale(x, self)
-        return scale_gradient(self.step, factor), scale_gradient(self.softness, factor)
+        step, softness = (scale_gradient(part, factor) for part in (self.step, self.softness))
+        return step, 1 / step, torch.log(2 / softness - 1), 1 / (2 * (1 - softness))
 
     @torch.no_grad()
     def constrain_(self) -> None:

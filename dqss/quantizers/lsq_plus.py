@@ -19,31 +19,26 @@ from dqss.spec import Candidate, QuantSpec, Role
 
 @dataclass(frozen=True)
 class LearnedStepAndOffset(Formula):
-    """``(clamp(round(x / s) + z, qmin, qmax) - z) * s`` with ``learned = (s, beta)``.
+    """``(clamp(round(x / s) + z, qmin, qmax) - z) * s`` with the vectors s, beta, ``1 / s``, z.
 
     The paper adds beta itself (eq. 3 and 4). To run in integer arithmetic, and to keep zero exact, z
     is ``-beta / s``, rounded and inside the grid: our reading. The derivatives are the paper's: by
     beta 0 inside and 1 outside, by s ``round(x / s) - x / s`` inside and the bound outside.
     """
 
-    arity: ClassVar[int] = 2
+    arity: ClassVar[int] = 4
+    learning: ClassVar[int] = 2
 
-    def parts(self, x: Tensor, *learned: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(self, x: Tensor, *vectors: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Formula.parts`."""
-        step, offset = learned
-        zero_point = zero_point_of(step.detach(), offset.detach(), self.qmin, self.qmax)
-        places = x.detach() / step.detach()
+        step, offset, inverse, zero_point = vectors
+        places = x.detach() * inverse
         # Clamped as difference to the zero point: x / s + z would lose bits, and ties with them.
         clamped = between(places, self.qmin - zero_point, self.qmax - zero_point)
         inside, codes = places == clamped, torch.round(clamped)
         slope = codes + torch.where(inside, -places, zero_point)
         carrier = torch.where(inside, x, offset) + step * slope
-        return codes * step, carrier
-
-
-def zero_point_of(step: Tensor, offset: Tensor, qmin: int, qmax: int) -> Tensor:
-    """The code that stands for zero: ``-beta / s`` rounded, within ``qmin..qmax``."""
-    return torch.round(torch.clamp(-offset / step, qmin, qmax))
+        return codes * step.detach(), carrier
 
 
 class LSQPlus(LSQ):
@@ -79,16 +74,18 @@ class LSQPlus(LSQ):
 
     def learned(self, x: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Quantizer.learned`."""
-        factor = step_gradient_scale(x, self)
-        own = (self.step, self.offset) if self.affine else (self.step,)
-        return tuple(scale_gradient(part, factor) for part in own)
+        if not self.affine:
+            return super().learned(x)
+        factor, grid = step_gradient_scale(x, self), self.grid()
+        step, offset = (scale_gradient(part, factor) for part in (self.step, self.offset))
+        return step, offset, 1 / grid.scale, grid.zero_point
 
     def grid(self) -> Grid:
         """See :meth:`Quantizer.grid`."""
         if not self.affine:
             return super().grid()
         spec, step = self.candidate.spec, self.step.detach()
-        zero_point = zero_point_of(step, self.offset.detach(), spec.qmin, spec.qmax)
+        zero_point = torch.round(torch.clamp(-self.offset.detach() / step, spec.qmin, spec.qmax))
         return Grid(step, zero_point, spec)
 
     @torch.no_grad()

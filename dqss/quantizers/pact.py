@@ -19,21 +19,21 @@ from dqss.spec import Candidate, QuantSpec, Role
 
 @dataclass(frozen=True)
 class LearnedClip(Formula):
-    """Rounding to steps of ``alpha / qmax`` within the grid, with ``learned = (alpha,)``.
+    """Rounding to steps of ``alpha / qmax`` within the grid, with the vectors alpha, step, ``1 / step``.
 
     The derivative by alpha is that of clipping alone (eq. 3): 1 above the clip, 0 inside, and
     ``qmin / qmax`` below a grid that is signed.
     """
 
-    arity: ClassVar[int] = 1
+    arity: ClassVar[int] = 3
+    learning: ClassVar[int] = 1
 
-    def parts(self, x: Tensor, *learned: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(self, x: Tensor, *vectors: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Formula.parts`."""
-        (high,) = learned
-        step = high.detach() / self.qmax
-        places = x.detach() / step
+        high, step, inverse = vectors
+        places = x.detach() * inverse
         clamped = torch.clamp(places, self.qmin, self.qmax)
-        carrier = torch.where(places == clamped, x, high * (clamped / self.qmax))
+        carrier = torch.where(places == clamped, x, high * (clamped * (1 / self.qmax)))
         return torch.round(clamped) * step, carrier
 
 
@@ -52,7 +52,8 @@ class LearnedClipQuantizer(LearnedQuantizer):
 
     def learned(self, x: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Quantizer.learned`."""
-        return (self.alpha,)
+        step = self.grid().scale
+        return self.alpha, step, 1 / step
 
     def grid(self) -> Grid:
         """See :meth:`Quantizer.grid`."""

@@ -46,4 +46,5 @@ class PAMS(LearnedClipQuantizer):
 
     def learned(self, x: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Quantizer.learned`."""
-        return (self.alpha / self.formula.qmax,)
+        step = self.alpha / self.formula.qmax
+        return step, 1 / step.detach()

@@ -22,7 +22,7 @@ class StaticQuantizer(Quantizer):
     def __init__(self, candidate: Candidate, channels: int) -> None:
         super().__init__(candidate, channels)
         self.algorithm = observers.build(candidate)
-        self.formula = FixedGrid.of(candidate.spec)
+        self.formula = self.fixed = FixedGrid.of(candidate.spec)
         self.needs_gradients = self.algorithm.needs_gradients
         self.needs_batches = self.algorithm.needs_batches
         self.register_buffer("scale", torch.ones(channels))
@@ -40,7 +40,7 @@ class StaticQuantizer(Quantizer):
 
     def learned(self, x: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Quantizer.learned`: nothing of it learns."""
-        return self.scale, self.zero_point
+        return self.fixed.vectors(self.scale, self.zero_point)
 
     def grid(self) -> Grid:
         """See :meth:`Quantizer.grid`."""

@@ -57,9 +57,9 @@ class TQT(LearnedQuantizer):
 
     def learned(self, x: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Quantizer.learned`."""
-        level = self.log2_threshold
-        # Exactly the power of two, whose derivative is made of one more term that is zero.
-        return (self.grid().scale * (1 + math.log(2) * (level - level.detach())),)
+        level, step = self.log2_threshold, self.grid().scale
+        # Exactly the power of two; the derivative comes from a term that is zero.
+        return step * (1 + math.log(2) * (level - level.detach())), 1 / step
 
     def grid(self) -> Grid:
         """See :meth:`Quantizer.grid`."""
