@@ -16,6 +16,7 @@ from dqss.errors import NonFiniteError
 from dqss.lit.schedules import Schedule
 from dqss.lit.settling import Settled, Settling
 from dqss.lit.stepped import HistoryRow, SteppedModule
+from dqss.lit.training_data import StepPlan
 from dqss.lit.unchanged import Unchanged
 from dqss.losses import SearchLoss
 from dqss.measure import Evaluator, to_device
@@ -32,18 +33,17 @@ class StepBatches(IterableDataset[list[int]]):
     """
 
     def __init__(self, part: Sequence[int], batch_size: int, steps: int, seed: int, start: int = 0) -> None:
-        self.part = list(part)
-        self.batch_size = min(batch_size, len(self.part))
+        self.plan = StepPlan(list(part), batch_size, seed)
         self.steps, self.seed, self.start = steps, seed, start
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch."""
+        return self.plan.size
 
     def at(self, step: int) -> list[int]:
         """Indices of one step."""
-        per_epoch = len(self.part) // self.batch_size
-        epoch, position = divmod(step, per_epoch)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.part), generator=generator)
-        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-        return [self.part[index] for index in chosen.tolist()]
+        return self.plan.at(step)
 
     def __iter__(self) -> Iterator[list[int]]:
         """The remaining steps."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,9 @@ def read(path: Path) -> ArrayDataset:
     """The images ``[N, 3, 32, 32]`` uint8 of an archive of JPEGs, with their labels."""
     with np.load(path) as archive:
         data, offsets, labels = archive["jpeg"].tobytes(), archive["offsets"], archive["labels"]
-    images = [
-        np.asarray(Image.open(io.BytesIO(data[first:last]))) for first, last in zip(offsets, offsets[1:])
-    ]
-    return ArrayDataset(
-        torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.from_numpy(labels).long()
-    )
+    runs = (data[first:last] for first, last in itertools.pairwise(offsets))
+    images = torch.from_numpy(np.stack([np.asarray(Image.open(io.BytesIO(run))) for run in runs]))
+    return ArrayDataset(images.permute(0, 3, 1, 2), torch.from_numpy(labels).long())
 
 
 class Cifar:
