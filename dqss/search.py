@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -23,12 +24,13 @@ from dqss.lit.identity import JOURNAL
 from dqss.lit.qat_search import QATResult, search_qat
 from dqss.lit.qat_settings import QATSettings
 from dqss.lit.quiet import quiet_lightning
+from dqss.lit.ranks import rank, world_size
 from dqss.lit.search import SearchResult, search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.lit.summary import print_plan, print_qat_plan, print_result
 from dqss.lit.training_data import TrainingData
 from dqss.models import LoadedModel
-from dqss.progress import ConsoleReporter, Interrupted
+from dqss.progress import ConsoleReporter, Interrupted, Reporter
 from dqss.strategy import STRATEGY_FILE, ModelInfo
 
 OPTIONS = {"seed": int, "threads": int | None, "dry_run": bool, "run_dir": str}
@@ -42,7 +44,7 @@ FREE = ("hydra", "logger", *(f"method.{key}" for key in FREE_OF_METHOD), "resume
 def main(config: DictConfig) -> float | None:
     """Compose, search, print; returns the searched distance on the selection part, for sweeps."""
     config, folder = _resumed(config) if config.resume else _fresh(config)
-    reporter = ConsoleReporter()
+    reporter = ConsoleReporter() if rank() == 0 else Reporter()
     with reporter.stoppable():
         try:
             return search(config, folder, reporter)
@@ -53,7 +55,7 @@ def main(config: DictConfig) -> float | None:
             raise
 
 
-def search(config: DictConfig, folder: Path, reporter: ConsoleReporter) -> float | None:
+def search(config: DictConfig, folder: Path, reporter: Reporter) -> float | None:
     """Run the search that ``config`` describes in ``folder``."""
     torch.set_num_threads(config.threads)
     loaded: LoadedModel = cli.make(config.model, "model")
@@ -90,11 +92,13 @@ def search(config: DictConfig, folder: Path, reporter: ConsoleReporter) -> float
             result = search_qat(loaded.module, training, samples, space, settings, **common)
         else:
             result = search_ptq(loaded.module, samples, space, settings, **common)
-    print_result(Console(), result, folder)
+    if rank() == 0:
+        print_result(Console(), result, folder)
     return _objective(result)
 
 
 def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
+    _check_shared_folder(config)
     folder = ensure_folder(config.run_dir).absolute()
     _refuse_occupied(folder)
     config.run_dir = str(folder)
@@ -110,12 +114,24 @@ def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
     config.threads = config.threads or torch.get_num_threads()
     for group in (config.model, config.data):
         cli.anchor(group)
-    if not config.dry_run:
+    if not config.dry_run and rank() == 0:
         write_text_atomic(folder / CONFIG_FILE, OmegaConf.to_yaml(config))
     return config, folder
 
 
+def _check_shared_folder(config: DictConfig) -> None:
+    """Several processes write into one folder, and none starts the others."""
+    if world_size() > 1:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise UserError("--multirun would be run by every process of torchrun: sweep without torchrun")
+        said = [found.key_or_group for found in cli.overrides(HydraConfig.get().overrides.hydra)]
+        if "hydra.run.dir" not in said:
+            raise UserError("torchrun: give run_dir=FOLDER, so that all processes mean the same one")
+
+
 def _refuse_occupied(folder: Path) -> None:
+    if rank():
+        return  # the first process may have begun to write there
     if (folder / STRATEGY_FILE).exists():
         raise OutputError(f"{folder} holds a finished search: choose another output folder")
     if (folder / JOURNAL).exists():

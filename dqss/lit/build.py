@@ -14,6 +14,7 @@ from dqss.errors import DataError, NonFiniteError
 from dqss.io import Journal
 from dqss.layers import searchable_layers
 from dqss.lit.identity import JOURNAL, search_identity
+from dqss.lit.ranks import rank
 from dqss.lit.settings import PTQSettings
 from dqss.losses import default_distance
 from dqss.measure import Evaluator, Meter, batches, home, to_device
@@ -55,7 +56,7 @@ def build(
         output = first_tensor(call_model(prepared.model, to_device(first, device)))
     distance = settings.distance or default_distance(output)
     supernet = Supernet(prepared.model, space).to(device)
-    journal = Journal.open(None if folder is None else folder / JOURNAL)
+    journal = Journal.open(None if folder is None or rank() else folder / JOURNAL)
     evaluator = Evaluator(supernet, samples, parts, distance, size, device, Meter(), journal)
     runs = batches(known, evaluator.forward_size)
     with reporter.stage("calibrate", len(known)) as stage:

@@ -31,6 +31,11 @@ class Deadline:
         self._started = time.monotonic()
         self._seconds = None if minutes is None else 60.0 * minutes
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self._seconds is not None
+
     def passed(self, share: float = 1.0) -> bool:
         """Whether ``share`` of the time is used up."""
         return self._seconds is not None and time.monotonic() - self._started >= share * self._seconds
@@ -99,9 +104,16 @@ class SafeKeeping(Callback):
             self._save(trainer, pl_module)
         if pl_module.finished and trainer.global_step < pl_module.steps:
             self.reporter.say(f"nothing changes any more: search stops after {trainer.global_step} steps")
-        elif self.deadline.passed(self.share) and trainer.global_step < pl_module.steps:
+        elif self._out_of_time(trainer) and trainer.global_step < pl_module.steps:
             self.reporter.say(f"time limit: search stops after {trainer.global_step} steps")
             trainer.should_stop = True
+
+    def _out_of_time(self, trainer: pl.Trainer) -> bool:
+        """Whether any process thinks so: they must stop together."""
+        passed = self.deadline.passed(self.share)
+        if trainer.world_size == 1 or not self.deadline.limited:
+            return passed
+        return trainer.strategy.reduce_boolean_decision(passed, all=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The final state, from which discretizing can start again."""

@@ -29,21 +29,31 @@ class StepBatches(IterableDataset[list[int]]):
     """Batches of sample indices as a pure function of (seed, step), from any step on.
 
     Each epoch is its own permutation; a resumed search sees exactly the batches that the
-    undisturbed one would have seen.
+    undisturbed one would have seen. Several processes share each batch.
     """
 
-    def __init__(self, part: Sequence[int], batch_size: int, steps: int, seed: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        part: Sequence[int],
+        batch_size: int,
+        steps: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
         self.plan = StepPlan(list(part), batch_size, seed)
         self.steps, self.seed, self.start = steps, seed, start
+        self.rank, self.ranks = rank, ranks
 
     @property
     def batch_size(self) -> int:
-        """Samples in a batch."""
+        """Samples in a batch, of all processes together."""
         return self.plan.size
 
     def at(self, step: int) -> list[int]:
-        """Indices of one step."""
-        return self.plan.at(step)
+        """Indices of one step, for this process."""
+        return self.plan.at(step)[self.rank :: self.ranks]
 
     def __iter__(self) -> Iterator[list[int]]:
         """The remaining steps."""
@@ -130,7 +140,7 @@ class PTQSearch(SteppedModule):
             raise NonFiniteError(
                 f"search loss is {loss.item()} at step {step}; with Adam, lower method.learning_rate"
             )
-        self.evaluator.meter.backward(len(indices))
+        self.evaluator.meter.backward(len(indices) * self.batches.ranks)
         weight = self.schedule.entropy_weight(progress)
         with torch.set_grad_enabled(weight != 0):
             probabilities = outcome_probabilities(self._decisions)

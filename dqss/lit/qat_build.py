@@ -16,6 +16,7 @@ from dqss.io import Journal
 from dqss.lit.build import left_out
 from dqss.lit.identity import JOURNAL, SearchIdentity, inputs_sha256, options_sha256, settings_words
 from dqss.lit.qat_settings import QATSettings
+from dqss.lit.ranks import rank
 from dqss.lit.training_data import TrainingData
 from dqss.losses import Distance, default_distance
 from dqss.measure import Evaluator, Meter, batches, home, to_device
@@ -77,7 +78,7 @@ def build_qat(
         output = first_tensor(call_model(teacher, to_device(first, device)))
     distance = settings.distance or default_distance(output)
     supernet = TrainableSupernet(prepared.model, space, settings.compensate).to(device)
-    journal = Journal.open(None if folder is None else folder / JOURNAL)
+    journal = Journal.open(None if folder is None or rank() else folder / JOURNAL)
     _calibrate(supernet, samples, size, distance, device, reporter)
     if folder is not None:
         _identity(prepared, samples, train, supernet, settings, distance, seed).check(journal)

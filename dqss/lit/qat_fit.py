@@ -16,6 +16,7 @@ from dqss.lit.checkpoint import AtomicCheckpoints, Deadline, SafeKeeping
 from dqss.lit.device import device_of
 from dqss.lit.qat import QATTraining
 from dqss.lit.quiet import quiet_lightning
+from dqss.lit.ranks import check_processes
 from dqss.lit.stepped import HistoryRow
 from dqss.progress import Reporter
 
@@ -89,7 +90,7 @@ def make_trainer(
     given = dict(trainer)
     callbacks = [keeping, *given.pop("callbacks", ())]
     accelerator = "gpu" if device_of(trainer).type == "cuda" else "cpu"
-    options: dict[str, Any] = {"devices": 1, **given, "accelerator": accelerator}
+    options: dict[str, Any] = {**given, **check_processes(trainer), "accelerator": accelerator}
     try:
         return pl.Trainer(
             max_steps=module.steps,

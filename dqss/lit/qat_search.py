@@ -26,6 +26,7 @@ from dqss.lit.qat import Phase, QATTraining
 from dqss.lit.qat_build import CALIBRATION_BATCH, Trainable, build_qat
 from dqss.lit.qat_fit import fit_qat
 from dqss.lit.qat_settings import QATSettings, Start
+from dqss.lit.ranks import rank
 from dqss.lit.stepped import HistoryRow
 from dqss.lit.training_data import TrainingData
 from dqss.lit.updates import SinglePass
@@ -150,7 +151,7 @@ def search_qat(
         budget=None,
         metrics={name: metrics[name] for name in ("searched", "float")},
     )
-    if folder is not None and run.writes:
+    if folder is not None and rank() == 0:
         write_history(folder, history)
         write_json_atomic(folder / "metrics.json", metrics)
         bundle = bundle.save(folder)
@@ -172,7 +173,6 @@ class _Run:
     trainer: Mapping[str, Any]
     logger: Logger | bool
     steps: int = 0
-    writes: bool = True
 
     def search(self) -> list[HistoryRow]:
         """Everything learns."""
@@ -255,7 +255,6 @@ class _Run:
             module, self.folder, self.deadline, share, self.reporter, self.trainer, self.logger, list(earlier)
         )
         self.steps += module.steps
-        self.writes = module.global_rank == 0
         return module
 
     def _batches(self, epochs: float) -> int:

@@ -21,6 +21,7 @@ from dqss.lit.clock import Clock
 from dqss.lit.contenders import Validation, measure_contenders
 from dqss.lit.device import device_of
 from dqss.lit.fit import fit_ptq
+from dqss.lit.ranks import rank
 from dqss.lit.settings import PTQSettings
 from dqss.lit.stepped import HistoryRow
 from dqss.measure import Evaluator
@@ -134,7 +135,7 @@ def search_ptq(
         budget=None,
         metrics={name: measured[name] for name in ("searched", "best_uniform", "float")},
     )
-    if folder is not None:
+    if folder is not None and rank() == 0:
         write_history(folder, module.history)
         write_json_atomic(folder / "metrics.json", metrics)
         bundle = bundle.save(folder)
