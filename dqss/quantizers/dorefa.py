@@ -17,15 +17,16 @@ from dqss.quantizers.learned import LEAST, LearnedQuantizer, usable
 from dqss.quantizers.lsq import step_gradient_scale
 from dqss.spec import Candidate, QuantSpec, Role
 
-_SMALLEST = torch.finfo(torch.float32).tiny
+_SMALLEST = 2.0**-100  # a weight of all zeros has a slope, too
 
 
 @dataclass(frozen=True)
 class TanhWeights(Formula):
-    """``(r - n / 2) s`` with ``r = round(n (tanh(x) / m + 1) / 2)``, ``n = 2^b - 1``.
+    """``(r - n / 2) s`` with ``r = round(n (tanh(x) / m + 1) / 2)`` and ``n = 2^b - 1``.
 
-    m is the largest ``|tanh(x)|``; the vectors are s and ``n / (2 m)``. That is eq. 9 times a gain, ``s n / 2``: codes from ``qmin`` on
-    with the zero point -1/2, so that the grid has as many values above zero as below, and no zero.
+    m is the largest ``|tanh(x)|``; the vectors are s and ``n / (2 m)``. That is eq. 9 times a gain,
+    ``s n / 2``: codes from ``qmin`` on with the zero point -1/2, so that the grid has as many values
+    above zero as below, and no zero.
     """
 
     arity: ClassVar[int] = 2

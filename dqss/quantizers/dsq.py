@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dqss.formula import Formula, scale_gradient
 from dqss.observers import Statistics
 from dqss.observers.mse import MSE
+from dqss.quantizers.learned import usable
 from dqss.quantizers.lsq import LSQ, step_gradient_scale
 from dqss.spec import Candidate, Role
 
@@ -55,7 +56,8 @@ class DSQ(LSQ):
 
     def start(self, stats: Statistics) -> None:
         """See :meth:`LearnedQuantizer.start`."""
-        self.load_grid(*MSE().solve(stats, self.candidate.spec))
+        scale, zero_point = MSE().solve(stats, self.candidate.spec)
+        self.load_grid(usable(scale), zero_point)
         self.softness.fill_(_START)
 
     def learned(self, x: Tensor) -> tuple[Tensor, ...]:

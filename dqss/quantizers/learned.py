@@ -15,6 +15,8 @@ from dqss.observers import Statistics
 from dqss.quantizers.base import Quantizer
 from dqss.spec import Candidate, PerGroup, QuantSpec, Role
 
+_SMALLEST = 2.0**-100  # its reciprocal, and that of its floor, are ordinary numbers
+
 LEAST = 2.0**-10
 """No scale or clip falls below this share of where calibration put it."""
 
@@ -89,4 +91,4 @@ class LearnedQuantizer(Quantizer):
 def usable(value: Tensor) -> Tensor:
     """Initial scales or clips as fp32, with 1 for those that say nothing: zero, or not finite."""
     value = value.to(torch.float32)
-    return torch.where(torch.isfinite(value) & (value > torch.finfo(torch.float32).tiny), value, 1.0)
+    return torch.where(torch.isfinite(value) & (value > _SMALLEST), value, 1.0)

@@ -70,7 +70,8 @@ class LSQPlus(LSQ):
         if self.role is Role.WEIGHT:
             self.load_grid(usable(three_deviations(stats) / -self.formula.qmin), torch.zeros_like(self.step))
         else:
-            self.load_grid(*MSE().solve(stats, self.candidate.spec))
+            scale, zero_point = MSE().solve(stats, self.candidate.spec)
+            self.load_grid(usable(scale), zero_point)
 
     def learned(self, x: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Quantizer.learned`."""

@@ -3,34 +3,56 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from dqss.formula import Formula
 from dqss.mixing import Grid
 from dqss.observers import Statistics
 from dqss.observers.base import power_of_two
 from dqss.observers.entropy import Entropy
 from dqss.quantizers.learned import LEAST, LearnedQuantizer, usable
-from dqss.quantizers.lsq import LearnedStep
 from dqss.quantizers.lsq_plus import three_deviations
 from dqss.spec import Candidate, QuantSpec, Role
+
+
+@dataclass(frozen=True)
+class RoundedStep(Formula):
+    """``clamp(round(x / s), qmin, qmax) * s`` (eq. 4), with the vectors s and ``1 / s``.
+
+    Its derivatives (eq. 6 and 8) are those of a learned step, but what rounds to a code is inside.
+    """
+
+    arity: ClassVar[int] = 2
+    learning: ClassVar[int] = 1
+
+    def parts(self, x: Tensor, *vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Formula.parts`."""
+        step, inverse = vectors
+        places = x.detach() * inverse
+        rounded = torch.round(places)
+        codes = torch.clamp(rounded, self.qmin, self.qmax)
+        inside = rounded == codes
+        carrier = torch.where(inside, x, 0.0) + step * (codes - torch.where(inside, places, 0.0))
+        return codes * step.detach(), carrier
 
 
 class TQT(LearnedQuantizer):
     """Learned threshold t of a symmetric grid: ``s = 2^ceil(log2 t) / 2^(b - 1)``, ``2^b`` if unsigned.
 
-    The derivative of the step by ``log2 t`` is ``s ln 2`` (eq. 7, the ceiling passed straight
-    through); all else is as for a learned step. Weights start at three standard deviations (around
-    the mean, as in LSQ+), activations at the threshold of least divergence.
+    The derivative of the step by ``log2 t`` is ``s ln 2``, the ceiling passed straight through.
+    Weights start at three standard deviations (around the mean, as in LSQ+), activations at the
+    threshold of least divergence.
     """
 
     name: ClassVar[str] = "tqt"
 
     def __init__(self, candidate: Candidate, channels: int, role: Role) -> None:
         super().__init__(candidate, channels, role)
-        self.formula = LearnedStep(candidate.spec.qmin, candidate.spec.qmax)
+        self.formula = RoundedStep(candidate.spec.qmin, candidate.spec.qmax)
         self.log2_threshold = torch.nn.Parameter(torch.zeros(channels))
 
     @classmethod
