@@ -42,6 +42,7 @@ class TrainableSupernet(Supernet):
 
     weight_type: ClassVar[type[TrainedWeight]] = TrainedWeight
     activation_type: ClassVar[type[TrainedActivation]] = TrainedActivation
+    trains: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, space: SearchSpace, compensate: bool = True) -> None:
         if space.products:

@@ -28,7 +28,7 @@ from dqss.lit.qat_fit import fit_qat
 from dqss.lit.qat_settings import QATSettings, Start
 from dqss.lit.ranks import rank
 from dqss.lit.stepped import HistoryRow
-from dqss.lit.training_data import TrainingData
+from dqss.lit.training_data import Steps, TrainingData
 from dqss.lit.updates import SinglePass
 from dqss.measure import batches, measure_networks, to_device
 from dqss.prepare.modules import unwrap
@@ -204,8 +204,9 @@ class _Run:
         supernet.fix(assignment)
         plan = self.settings.update.plans(len(self.data), self.settings.batch_size, self.seed)[0]
         device = next(supernet.parameters()).device
+        steps = Steps(self.data, [plan])
         known = range(min(self.settings.norm_batches, plan.per_epoch))
-        inputs = (to_device(self.data.batch(plan.at(step))[0], device) for step in known)
+        inputs = (to_device(steps[step][0], device) for step in known)
         with supernet.mode("discrete"):
             reestimate(supernet, inputs)
 
