@@ -15,7 +15,7 @@ from dqss.observers import Statistics
 from dqss.observers.mse import MSE
 from dqss.quantizers.learned import LEAST, LearnedQuantizer, usable
 from dqss.quantizers.lsq import step_gradient_scale
-from dqss.spec import Candidate, QuantSpec, Role
+from dqss.spec import MIDDLE, Candidate, QuantSpec, Role
 
 _SMALLEST = 2.0**-100  # a weight of all zeros has a slope, too
 
@@ -99,8 +99,8 @@ class DoReFa(LearnedQuantizer):
 
     def grid(self) -> Grid:
         """See :meth:`Quantizer.grid`."""
-        middle = -0.5 if self.role is Role.WEIGHT else 0.0
-        return Grid(self.step.detach(), torch.full_like(self.step, middle), self.candidate.spec)
+        zero_point = MIDDLE if self.role is Role.WEIGHT else 0.0
+        return Grid(self.step.detach(), torch.full_like(self.step, zero_point), self.candidate.spec)
 
     @torch.no_grad()
     def load_grid(self, scale: Tensor, zero_point: Tensor) -> None:
