@@ -20,9 +20,6 @@ from dqss.strategy import STRATEGY_FILE, Strategy, one_line, read_bytes
 
 TENSORS_FILE = "tensors.safetensors"
 
-MIDDLE = -0.5
-"""Zero point of a signed grid whose values lie evenly around zero."""
-
 _WAY_OUT = "the strategy and its tensors do not belong together: restore both files or search again"
 
 
@@ -90,11 +87,6 @@ def load(path: StrPath) -> Bundle:
     return Bundle.load(path)
 
 
-def has_no_zero(zero_point: Tensor) -> bool:
-    """Whether a grid has as many values above zero as below, and none at it (DoReFa's weights)."""
-    return bool((zero_point == MIDDLE).all())
-
-
 def _check_qparams(name: str, choice: TensorChoice, tensors: dict[str, Tensor]) -> None:
     spec = choice.candidate().spec
     vectors = []
@@ -115,8 +107,7 @@ def _check_qparams(name: str, choice: TensorChoice, tensors: dict[str, Tensor]) 
     if spec.mirrored and bool((zero_point == MIDDLE).all()):
         return
     low, high = (0, 0) if spec.symmetric else (spec.qmin, spec.qmax)
-    whole = (zero_point == zero_point.round()) & (zero_point >= low) & (zero_point <= high)
-    if not (bool(whole.all()) or (spec.mirrored and has_no_zero(zero_point))):
+    if not bool(((zero_point == zero_point.round()) & (zero_point >= low) & (zero_point <= high)).all()):
         raise _misfit(f"{name}.zero_point", f"expected integers in {low}..{high}")
 
 

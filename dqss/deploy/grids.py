@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dqss.bundle import Bundle, has_no_zero
+from dqss.bundle import Bundle
 from dqss.choice import TensorChoice
 from dqss.deploy.containers import Container, Held
 from dqss.functional import broadcast_channels, dequantize, quantize
@@ -26,11 +26,7 @@ def dtype_of(container: Container) -> Any:
 
 @dataclass(frozen=True)
 class Grids:
-    """Every quantizer of a strategy by its name: ``conv1.weight``, ``blocks.0.attn.product1.left``.
-
-    Zero points of runtimes are whole numbers: a grid without a zero (see
-    :func:`dqss.bundle.has_no_zero`) is given as the odd codes of one with half its scale and a bit more.
-    """
+    """Every quantizer of a strategy by its name: ``conv1.weight``, ``blocks.0.attn.product1.left``."""
 
     bundle: Bundle
 
@@ -40,21 +36,15 @@ class Grids:
 
     def spec(self, name: str) -> QuantSpec:
         """Integer bounds and granularity."""
-        spec = self.choices()[name].candidate().spec
-        return replace(spec, bits=spec.bits + 1) if self._no_zero(name) else spec
+        return self.choices()[name].candidate().spec
 
     def scale(self, name: str) -> Tensor:
         """fp32 ``[C]``."""
-        scale = self.bundle.tensors[f"{name}.scale"]
-        return scale / 2 if self._no_zero(name) else scale
+        return self.bundle.tensors[f"{name}.scale"]
 
     def zero_point(self, name: str) -> Tensor:
         """fp32 ``[C]``, whole numbers."""
-        zero_point = self.bundle.tensors[f"{name}.zero_point"]
-        return torch.zeros_like(zero_point) if self._no_zero(name) else zero_point
-
-    def _no_zero(self, name: str) -> bool:
-        return has_no_zero(self.bundle.tensors[f"{name}.zero_point"])
+        return self.bundle.tensors[f"{name}.zero_point"]
 
 
 @dataclass(frozen=True)
