@@ -21,13 +21,17 @@ from dqss.errors import OutputError, UserError
 from dqss.io import ensure_folder, write_text_atomic
 from dqss.lit.contenders import Validation
 from dqss.lit.identity import JOURNAL
+from dqss.lit.qat_search import QATResult, search_qat
+from dqss.lit.qat_settings import QATSettings
 from dqss.lit.quiet import quiet_lightning
+from dqss.lit.ranks import rank, world_size
 from dqss.lit.search import SearchResult, search_ptq
 from dqss.lit.settings import PTQSettings
-from dqss.lit.summary import print_plan, print_result
+from dqss.lit.summary import print_plan, print_qat_plan, print_result
 from dqss.lit.tracking import track_config, track_result
+from dqss.lit.training_data import TrainingData
 from dqss.models import LoadedModel
-from dqss.progress import ConsoleReporter, Interrupted
+from dqss.progress import ConsoleReporter, Interrupted, Reporter
 from dqss.strategy import STRATEGY_FILE, ModelInfo
 
 OPTIONS = {"seed": int, "threads": int | None, "dry_run": bool, "run_dir": str}
@@ -44,7 +48,7 @@ FREE = ("hydra", "logger", *FREE_OPTIONS, *(f"method.{key}" for key in FREE_OF_M
 def main(config: DictConfig) -> float | None:
     """Compose, search, print; returns the searched distance on the selection part, for sweeps."""
     config, folder = _resumed(config) if config.resume else _fresh(config)
-    reporter = ConsoleReporter(progress=config.progress)
+    reporter = ConsoleReporter(progress=config.progress) if rank() == 0 else Reporter()
     with reporter.stoppable():
         try:
             return search(config, folder, reporter)
@@ -55,7 +59,7 @@ def main(config: DictConfig) -> float | None:
             raise
 
 
-def search(config: DictConfig, folder: Path, reporter: ConsoleReporter) -> float | None:
+def search(config: DictConfig, folder: Path, reporter: Reporter) -> float | None:
     """Run the search that ``config`` describes in ``folder``."""
     torch.set_num_threads(config.threads)
     loaded: LoadedModel = cli.make(config.model, "model")
@@ -67,33 +71,41 @@ def search(config: DictConfig, folder: Path, reporter: ConsoleReporter) -> float
     settings = _settings(config.method)
     samples = data.calibration()
     reporter.say(f"{loaded.source} {loaded.name}; {data.summary()}")
+    training = TrainingData.of(data.train_dataloader()) if isinstance(settings, QATSettings) else None
     if config.dry_run:
-        print_plan(Console(), loaded.module, samples, space, settings, config.seed)
+        if isinstance(settings, QATSettings):
+            assert training is not None
+            print_qat_plan(Console(), loaded.module, samples, training, space, settings, config.seed)
+        else:
+            print_plan(Console(), loaded.module, samples, space, settings, config.seed)
         return None
     loader = data.val_dataloader()
     name, metric = data.metric()
     with _logger(config) as logger:
-        result = search_ptq(
-            loaded.module,
-            samples,
-            space,
-            settings,
-            validation=Validation(loader if loader is not None else (), metric, name),
-            run_dir=folder,
-            seed=config.seed,
-            info=_model_info(loaded, config),
-            reporter=reporter,
-            trainer=OmegaConf.to_container(config.trainer, resolve=True),  # type: ignore[arg-type]
-            logger=logger,
-            report_images=config.report_images,
-        )
-        if logger:
+        common: dict[str, Any] = {
+            "validation": Validation(loader if loader is not None else (), metric, name),
+            "run_dir": folder,
+            "seed": config.seed,
+            "info": _model_info(loaded, config),
+            "reporter": reporter,
+            "trainer": OmegaConf.to_container(config.trainer, resolve=True),
+            "logger": logger,
+        }
+        result: SearchResult | QATResult
+        if isinstance(settings, QATSettings):
+            result = search_qat(loaded.module, training, samples, space, settings, **common)
+        else:
+            shown = config.report_images
+            result = search_ptq(loaded.module, samples, space, settings, **common, report_images=shown)
+        if logger and rank() == 0:
             track_result(logger, result, folder)
-    print_result(Console(), result, folder)
+    if rank() == 0:
+        print_result(Console(), result, folder)
     return _objective(result)
 
 
 def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
+    _check_shared_folder(config)
     folder = ensure_folder(config.run_dir).absolute()
     _refuse_occupied(folder)
     config.run_dir = str(folder)
@@ -110,12 +122,24 @@ def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
     config.threads = config.threads or torch.get_num_threads()
     for group in (config.model, config.data):
         cli.anchor(group)
-    if not config.dry_run:
+    if not config.dry_run and rank() == 0:
         write_text_atomic(folder / CONFIG_FILE, OmegaConf.to_yaml(config))
     return config, folder
 
 
+def _check_shared_folder(config: DictConfig) -> None:
+    """Several processes write into one folder, and none starts the others."""
+    if world_size() > 1:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise UserError("--multirun would be run by every process of torchrun: sweep without torchrun")
+        said = [found.key_or_group for found in cli.overrides(HydraConfig.get().overrides.hydra)]
+        if "hydra.run.dir" not in said:
+            raise UserError("torchrun: give run_dir=FOLDER, so that all processes mean the same one")
+
+
 def _refuse_occupied(folder: Path) -> None:
+    if rank():
+        return  # the first process may have begun to write there
     if (folder / STRATEGY_FILE).exists():
         raise OutputError(f"{folder} holds a finished search: choose another output folder")
     if (folder / JOURNAL).exists():
@@ -210,7 +234,7 @@ def _group_sweep(config: DictConfig) -> None:
         config.logger.group = Path(hydra.sweep.dir).name
 
 
-def _settings(method: DictConfig) -> PTQSettings:
+def _settings(method: DictConfig) -> PTQSettings | QATSettings:
     """The method group; ``loss`` and ``distance`` may be short names."""
     method = method.copy()
     for key in ("loss", "distance"):
@@ -219,7 +243,7 @@ def _settings(method: DictConfig) -> PTQSettings:
         raise UserError(
             f"method.schedule={method.schedule}: choose it as schedule@method.schedule={method.schedule}"
         )
-    settings: PTQSettings = cli.make(method, "method")
+    settings: PTQSettings | QATSettings = cli.make(method, "method")
     return settings
 
 
@@ -233,7 +257,7 @@ def _model_info(loaded: LoadedModel, config: DictConfig) -> ModelInfo:
     )
 
 
-def _objective(result: SearchResult) -> float:
+def _objective(result: SearchResult | QATResult) -> float:
     return float(result.metrics["searched"]["selection"]["distance"])
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,15 @@ from dqss.errors import UserError
 from dqss.io import ensure_folder, write_json_atomic
 from dqss.lit.build import build
 from dqss.lit.checkpoint import Deadline, write_history
+from dqss.lit.clock import Clock
 from dqss.lit.contenders import Validation, measure_contenders
 from dqss.lit.device import device_of
 from dqss.lit.fit import fit_ptq
-from dqss.lit.ptq import HistoryRow, PTQSearch
+from dqss.lit.ptq import PTQSearch
+from dqss.lit.ranks import rank
 from dqss.lit.record import record
 from dqss.lit.settings import PTQSettings
+from dqss.lit.stepped import HistoryRow
 from dqss.lit.trajectory import TRAJECTORY_FILE
 from dqss.measure import Evaluator
 from dqss.prepare.modules import unwrap
@@ -111,7 +112,7 @@ def search_ptq(
     settings, reporter = settings or PTQSettings(), reporter or Reporter()
     if report_images < 0:
         raise UserError(f"report_images={report_images}: expected 0 or more")
-    clock = _Clock()
+    clock = Clock()
     deadline = Deadline(settings.max_minutes)
     folder = None if run_dir is None else ensure_folder(run_dir)
     device = device_of(trainer or {})
@@ -144,7 +145,7 @@ def search_ptq(
         budget=None,
         metrics={name: measured[name] for name in ("searched", "best_uniform", "float")},
     )
-    if folder is not None:
+    if folder is not None and rank() == 0:
         write_history(folder, module.history)
         write_json_atomic(folder / "metrics.json", metrics)
         _record(folder, evaluator, outcome, module, settings, report_images)
@@ -199,14 +200,3 @@ def _from_python(model: nn.Module) -> ModelInfo:
     return ModelInfo(
         source="python", name=type(unwrap(model)).__name__, weights_sha256="", tensors={}, prepare=[]
     )
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[stage] = round(time.perf_counter() - started, 3)

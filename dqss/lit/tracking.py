@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from dqss.bundle import TENSORS_FILE
+from dqss.lit.qat_search import QATResult
 from dqss.lit.search import SearchResult
 from dqss.report import REPORT_FILE
 from dqss.strategy import STRATEGY_FILE
 
 FILES = (STRATEGY_FILE, TENSORS_FILE, "metrics.json", REPORT_FILE)
 """Of the run folder, what goes into an artifact."""
+Found = SearchResult | QATResult
 CELL = (8, 16)
 """Pixels of a row and of a column of a heat-map without words."""
 COLUMNS = ("layer", "tensor", "choice", "bits", "probability", "margin")
@@ -35,7 +37,7 @@ def track_config(logger: Logger, config: Mapping[str, Any]) -> None:
         logger.log_hyperparams(dict(config))
 
 
-def track_result(logger: Logger, result: SearchResult, folder: Path) -> None:
+def track_result(logger: Logger, result: Found, folder: Path) -> None:
     """Hand over what a finished search found.
 
     Args:
@@ -61,7 +63,7 @@ def final_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def choices(result: SearchResult) -> list[list[Any]]:
+def choices(result: Found) -> list[list[Any]]:
     """A row of :data:`COLUMNS` for each tensor."""
     return [
         [layer, role, choice.candidate().title, choice.bits, choice.probability, choice.margin]
@@ -69,7 +71,7 @@ def choices(result: SearchResult) -> list[list[Any]]:
     ]
 
 
-def heat_maps(result: SearchResult) -> Iterator[tuple[str, list[str], list[str], NDArray[np.float32]]]:
+def heat_maps(result: Found) -> Iterator[tuple[str, list[str], list[str], NDArray[np.float32]]]:
     """Probabilities of all options, for weights and for activations with operands of products.
 
     Yields:
@@ -99,7 +101,7 @@ def as_picture(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     return cells.repeat(CELL[0], axis=0).repeat(CELL[1], axis=1)
 
 
-def _to_wandb(logger: WandbLogger, result: SearchResult, folder: Path) -> None:
+def _to_wandb(logger: WandbLogger, result: Found, folder: Path) -> None:
     import wandb
     from plotly import graph_objects
 
@@ -116,7 +118,7 @@ def _to_wandb(logger: WandbLogger, result: SearchResult, folder: Path) -> None:
     run.log_artifact(artifact)
 
 
-def _to_tensorboard(logger: TensorBoardLogger, result: SearchResult) -> None:
+def _to_tensorboard(logger: TensorBoardLogger, result: Found) -> None:
     steps = len(result.history)
     logger.log_metrics(final_numbers(result.metrics), step=steps)
     # Indented text is shown as it is: no name becomes markup.
@@ -126,7 +128,7 @@ def _to_tensorboard(logger: TensorBoardLogger, result: SearchResult) -> None:
         logger.experiment.add_image(f"strategy/{kind}", as_picture(values), steps, dataformats="HWC")
 
 
-def _metadata(result: SearchResult) -> dict[str, Any]:
+def _metadata(result: Found) -> dict[str, Any]:
     strategy = result.bundle.strategy
     return {
         "model": f"{strategy.model.source} {strategy.model.name}",
