@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from dqss import cli
+from dqss.budget import Budget
 from dqss.cli import CONFIG_FILE
 from dqss.deploy.targets import target_named
 from dqss.errors import OutputError, UserError
@@ -30,6 +32,8 @@ from dqss.strategy import STRATEGY_FILE, ModelInfo
 
 OPTIONS = {"seed": int, "threads": int | None, "dry_run": bool, "run_dir": str}
 GROUPS = ("model", "data", "search_space", "method")
+BUDGET = "budget"
+"""A group that configurations of older runs do not have."""
 FREE_OF_METHOD = ("max_minutes", "recompute")
 FREE = ("hydra", "logger", *(f"method.{key}" for key in FREE_OF_METHOD), "resume")
 """What the command line may say anew when a search is resumed: it does not change the result."""
@@ -59,7 +63,7 @@ def search(config: DictConfig, folder: Path, reporter: ConsoleReporter) -> float
     space = cli.make(config.search_space, "search_space")
     if config.get("target") is not None:
         target_named(config.target).check_space(space)
-    settings = _settings(config.method)
+    settings = replace(_settings(config.method), budget=_budget(config))
     samples = data.calibration()
     reporter.say(f"{loaded.source} {loaded.name}; {data.summary()}")
     if config.dry_run:
@@ -91,7 +95,9 @@ def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
     config.run_dir = str(folder)
     OmegaConf.resolve(config)
     cli.check_options(
-        config, {**OPTIONS, "target": str | None}, (*GROUPS, "trainer", "logger", "resume", "experiment")
+        config,
+        {**OPTIONS, "target": str | None},
+        (*GROUPS, BUDGET, "trainer", "logger", "resume", "experiment"),
     )
     if not 0 <= config.seed < 2**32 or (config.threads is not None and config.threads < 1):
         raise UserError(
@@ -99,8 +105,9 @@ def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
         )
     # A resumed run and an evaluation need the same, or bits differ.
     config.threads = config.threads or torch.get_num_threads()
-    for group in (config.model, config.data):
-        cli.anchor(group)
+    for group in (config.model, config.data, config.get(BUDGET)):
+        if group:
+            cli.anchor(group)
     if not config.dry_run:
         write_text_atomic(folder / CONFIG_FILE, OmegaConf.to_yaml(config))
     return config, folder
@@ -201,6 +208,16 @@ def _settings(method: DictConfig) -> PTQSettings:
         )
     settings: PTQSettings = cli.make(method, "method")
     return settings
+
+
+def _budget(config: DictConfig) -> Budget | None:
+    """The budget group; sizes as exported are those of the target, if there is one."""
+    if not config.get(BUDGET):
+        return None
+    budget: Budget = cli.make(config[BUDGET], BUDGET)
+    if config.get("target") is not None:
+        budget = replace(budget, exported_widths=target_named(config.target).weight_widths)
+    return budget if budget.given() else None
 
 
 def _model_info(loaded: LoadedModel, config: DictConfig) -> ModelInfo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class Budget:
     bitops: float | None = None
     activation_memory_kb: float | None = None
     latency_ms: float | None = None
-    latency_table: str | None = None
+    latency_table: str | Path | None = None
     exported_widths: tuple[int, ...] = EXPORTED.widths
 
     def __post_init__(self) -> None:
@@ -173,15 +173,6 @@ class Limits:
             prices = limit.cost.prices(probabilities)
             found.append({name: price / limit.most for name, price in prices.items()})
         return found
-
-
-def record(limits: Limits, assignment: Assignment, scores: str) -> dict[str, Any]:
-    """What ``strategy.json`` says about a budget."""
-    return {
-        "limits": {limit.cost.name: limit.most for limit in limits.limits},
-        "achieved": limits.achieved(assignment),
-        "scores": scores,
-    }
 
 
 def _said(limit: Limit) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dqss.budget.limits import Budget, Limits
+from dqss.budget.workload import watch
 from dqss.calls import call_model, first_tensor
 from dqss.errors import DataError, NonFiniteError
 from dqss.io import Journal
@@ -73,6 +75,19 @@ def build(
     if folder is not None:
         search_identity(prepared, samples, supernet, settings, distance, seed).check(journal)
     return prepared, evaluator
+
+
+def limits_of(budget: Budget | None, evaluator: Evaluator) -> Limits | None:
+    """A budget on a calibrated supernet, whose work one input shows; None where nothing is limited.
+
+    Raises:
+        BudgetError: where no assignment keeps all limits.
+    """
+    if budget is None or not budget.given():
+        return None
+    one = evaluator.samples.batch(evaluator.parts["search"][:1])
+    evaluator.meter.forward(1)
+    return budget.on(evaluator.supernet, watch(evaluator.supernet, to_device(one, evaluator.device)))
 
 
 def _left_out(model: nn.Module, space: SearchSpace) -> set[str]:

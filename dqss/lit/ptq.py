@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from dqss.budget.limits import Limits
+from dqss.budget.steer import Steering
 from dqss.calls import call_model
 from dqss.decision import entropies, margins, outcome_probabilities
 from dqss.errors import NonFiniteError
@@ -65,6 +67,7 @@ class PTQSearch(pl.LightningModule):
         settle: when decisions are frozen to their choice.
         stop_after: the search is done when its argmax has not changed in so many steps (None: never
             before its last), see :class:`dqss.lit.unchanged.Unchanged`.
+        limits: of a budget, which steer the search and which every assignment found keeps.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class PTQSearch(pl.LightningModule):
         discrete_images: int = 32,
         settle: Settling = NEVER,
         stop_after: int | None = None,
+        limits: Limits | None = None,
     ) -> None:
         super().__init__()
         self.supernet = evaluator.supernet
@@ -90,9 +94,10 @@ class PTQSearch(pl.LightningModule):
         self._decisions = list(self.supernet.decisions.values())
         self.settled = Settled(self._decisions, settle)
         self.unchanged = Unchanged(self._decisions, stop_after)
+        self.steering = None if limits is None else Steering(self._decisions, limits)
         self.history: list[HistoryRow] = []
         self.found: list[dict[str, int]] = []
-        """The argmax after each fall of the entropy, see :meth:`Schedule.cold`."""
+        """What is chosen after each fall of the entropy, see :meth:`Schedule.cold`."""
         self.seconds = 0.0
         self.strict_loading = False
 
@@ -102,7 +107,12 @@ class PTQSearch(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """What the schedule moves the logits with."""
-        return self.schedule.optimizer(self._decisions, self.batches.steps, self.learning_rate)
+        steps = self.batches.steps
+        return self.schedule.optimizer(self._decisions, steps, self.learning_rate, self.steering)
+
+    def choose(self) -> dict[str, int]:
+        """The argmax, or with a budget the best assignment within it."""
+        return self.supernet.argmax() if self.steering is None else self.steering.choose()
 
     def train_dataloader(self) -> DataLoader[list[int]]:
         """One element a step."""
@@ -116,7 +126,7 @@ class PTQSearch(pl.LightningModule):
         """One forward pass of the mixture; the loss and what history keeps of it."""
         started, step = time.perf_counter(), self.global_step
         if step in self.schedule.cold(self.batches.steps):
-            self.found.append(self.supernet.argmax())
+            self.found.append(self.choose())
         progress = step / max(self.batches.steps - 1, 1)
         self._relax(progress, step)
         inputs = to_device(self.evaluator.samples.batch(indices), self.device)
@@ -138,7 +148,10 @@ class PTQSearch(pl.LightningModule):
             probabilities = outcome_probabilities(self._decisions)
             entropy = entropies(probabilities).mean()
         self._remember(step, loss, entropy, margins(probabilities), started)
-        return loss + weight * entropy if weight else loss
+        total = loss + weight * entropy if weight else loss
+        if self.steering is not None and not self.schedule.prices_effects:
+            total = total + self.steering.penalty(loss)
+        return total
 
     def _relax(self, progress: float, step: int) -> None:
         self.supernet.relax(self.schedule.relaxation(progress))
@@ -167,9 +180,7 @@ class PTQSearch(pl.LightningModule):
             "margin_min": margin.min().item(),
         }
         if self.discrete_every and (step % self.discrete_every == 0 or step == self.batches.steps - 1):
-            row["discrete_distance"] = self.evaluator.measure(
-                self.supernet.argmax(), "refine", self.discrete_images
-            )
+            row["discrete_distance"] = self.evaluator.measure(self.choose(), "refine", self.discrete_images)
         if self.settled.settling.margin is not None:
             row["frozen"] = len(self.settled.frozen)
         row["seconds"] = time.perf_counter() - started
@@ -183,8 +194,8 @@ class PTQSearch(pl.LightningModule):
             logger.log_metrics(values, step=int(row["step"]))
 
     def settle(self) -> None:
-        """Relax as the last step does, and note the last argmax, however the search came to its end."""
-        self.found.append(self.supernet.argmax())
+        """Relax as the last step does, and note the last choice, however the search came to its end."""
+        self.found.append(self.choose())
         self._relax(1.0, self.batches.steps - 1)
 
     # -- checkpoints: logits, optimizer and history, never the network --------------------------
@@ -199,6 +210,8 @@ class PTQSearch(pl.LightningModule):
         checkpoint["found"] = self.found
         checkpoint["settled"] = self.settled.state_dict()
         checkpoint["unchanged"] = self.unchanged.state_dict()
+        if self.steering is not None:
+            checkpoint["steering"] = self.steering.state_dict()
         checkpoint["evaluations"] = self.evaluator.meter.evaluations
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -210,4 +223,6 @@ class PTQSearch(pl.LightningModule):
         self.history, self.found = list(checkpoint["history"]), list(checkpoint["found"])
         self.settled.load_state_dict(checkpoint["settled"])
         self.unchanged.load_state_dict(checkpoint["unchanged"])
+        if self.steering is not None:
+            self.steering.load_state_dict(checkpoint["steering"])
         self.evaluator.meter.evaluations = int(checkpoint["evaluations"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from dqss import __version__
 from dqss.apply import apply_strategy, make_bundle
+from dqss.budget.limits import Budget, Limits
 from dqss.bundle import Bundle
 from dqss.discretize import Discretized, discretize
 from dqss.io import ensure_folder, write_json_atomic
-from dqss.lit.build import build
+from dqss.lit.build import build, limits_of
 from dqss.lit.checkpoint import Deadline, write_history
 from dqss.lit.contenders import Validation, measure_contenders
 from dqss.lit.device import device_of
@@ -32,7 +33,7 @@ from dqss.samples import Samples
 from dqss.space import SearchSpace
 from dqss.strategy import ModelInfo, utc_now
 from dqss.supernet import Assignment, Supernet
-from dqss.uniform import uniform_assignments
+from dqss.uniform import affordable, uniform_assignments
 
 REFINE_SHARE = 0.85
 """Share of ``max_minutes`` at which the refinement stops; see also :data:`dqss.lit.fit.SEARCH_SHARE`."""
@@ -76,6 +77,7 @@ def search_ptq(
     reporter: Reporter | None = None,
     trainer: Mapping[str, Any] | None = None,
     logger: Logger | bool = False,
+    budget: Budget | None = None,
 ) -> SearchResult:
     """Find a quantization strategy for every layer of a trained network (arXiv 2404.08010).
 
@@ -93,15 +95,17 @@ def search_ptq(
         reporter: progress; silent by default.
         trainer: further arguments of :class:`pytorch_lightning.Trainer`.
         logger: of Lightning.
+        budget: what the exported network may cost, instead of the settings' own.
 
     Returns:
         The strategy and all that was measured. On the selection part it is never worse than
-        the best uniform strategy.
+        the best uniform strategy, of those within the budget if there is one.
 
     Raises:
         UserError: for inputs, models or search spaces that cannot be searched.
     """
     settings, reporter = settings or PTQSettings(), reporter or Reporter()
+    settings = settings if budget is None else replace(settings, budget=budget)
     clock = _Clock()
     deadline = Deadline(settings.max_minutes)
     folder = None if run_dir is None else ensure_folder(run_dir)
@@ -109,21 +113,25 @@ def search_ptq(
     samples = inputs if isinstance(inputs, Samples) else Samples.of(inputs)
     with clock.time("calibrate"):
         prepared, evaluator = build(model, samples, search_space, settings, seed, folder, device, reporter)
-    uniform = uniform_assignments(evaluator.supernet)
+    limits = limits_of(settings.budget, evaluator)
+    uniform = affordable(evaluator.supernet, uniform_assignments(evaluator.supernet), limits)
     with recomputing(evaluator.supernet, settings.recompute or ()):
         with clock.time("search"):
-            module = fit_ptq(evaluator, settings, seed, folder, deadline, reporter, trainer or {}, logger)
+            module = fit_ptq(
+                evaluator, settings, seed, folder, deadline, reporter, trainer or {}, logger, limits
+            )
             evaluator.supernet.to(device)
         with clock.time("discretize"):
-            outcome = _discretize(evaluator, module.found, uniform, settings, deadline, reporter)
+            outcome = _discretize(evaluator, module.found, uniform, settings, deadline, reporter, limits)
     cost = {"steps": len(module.history), "evaluations": evaluator.meter.evaluations}
     with clock.time("report"):
         oracle = settings.oracle and not deadline.passed(REFINE_SHARE)
         measured = measure_contenders(evaluator, outcome, uniform, validation, oracle, reporter)
     metrics = {**measured, **cost, "seconds": clock.seconds}
+    exported = outcome.assignments[outcome.exported]
     bundle = make_bundle(
         evaluator.supernet,
-        outcome.assignments[outcome.exported],
+        exported,
         prepared,
         info or _from_python(model),
         samples.batch(evaluator.parts["search"][:1]),
@@ -132,7 +140,7 @@ def search_ptq(
         search_space=search_space.name,
         method="ptq",
         seed=seed,
-        budget=None,
+        budget=None if module.steering is None else module.steering.record(exported),
         metrics={name: measured[name] for name in ("searched", "best_uniform", "float")},
     )
     if folder is not None:
@@ -149,6 +157,7 @@ def _discretize(
     settings: PTQSettings,
     deadline: Deadline,
     reporter: Reporter,
+    limits: Limits | None,
 ) -> Discretized:
     planned = int(settings.refine.passes * len(evaluator.parts["refine"]))
     with reporter.stage("discretize", planned) as stage:
@@ -164,6 +173,7 @@ def _discretize(
             settings.finalists,
             settings.screen_images,
             lambda: deadline.passed(REFINE_SHARE),
+            limits,
         )
 
 

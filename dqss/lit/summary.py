@@ -14,7 +14,7 @@ from torch import nn
 
 from dqss.choice import TensorChoice
 from dqss.coverage import Coverage
-from dqss.lit.build import build
+from dqss.lit.build import build, limits_of
 from dqss.lit.fit import planned_steps
 from dqss.lit.search import SearchResult
 from dqss.lit.settings import PTQSettings
@@ -46,6 +46,7 @@ def print_result(console: Console, result: SearchResult, folder: Path | None) ->
             table.add_row(_plain(name), operand, "", *_cells(choice, several["activation"]))
     console.print(table)
     _print_coverage(console, result.supernet.coverage)
+    print_budget(console, result.bundle.strategy.budget)
     rows = result.metrics
     best = rows["best_uniform"]
     if best is not None:
@@ -55,6 +56,15 @@ def print_result(console: Console, result: SearchResult, folder: Path | None) ->
     print_rows(console, rows, ("float", "best_uniform", "searched"), part)
     if folder is not None:
         console.print(f"strategy in {folder}", soft_wrap=True, markup=False)
+
+
+def print_budget(console: Console, budget: Mapping[str, Any] | None) -> None:
+    """A line for each limit, with what the exported strategy costs."""
+    if budget is None:
+        return
+    console.print()
+    for name, most in budget["limits"].items():
+        _narrow(console).print(f"budget {name}: {budget['achieved'][name]:.6g} of {most:.6g}")
 
 
 def print_rows(console: Console, rows: Mapping[str, Any], names: Iterable[str], part: str) -> None:
@@ -80,6 +90,7 @@ def print_plan(
     _, evaluator = build(model, few, space, settings, seed, None, device, Reporter())
     setup = time.perf_counter() - started
     supernet = evaluator.supernet
+    limits_of(settings.budget, evaluator)  # refuses what no choice keeps
     table = Table("layer", "weight", "activation", box=None, pad_edge=False)
     for name, layer in supernet.layers.items():
         table.add_row(_plain(name), _options(layer.weight), _options(layer.activation))

@@ -37,7 +37,9 @@ def sum_cost(
         for a, b in itertools.combinations(options, 2)
         if pairs and source.random() < 0.4
     ]
-    return SumCost(name, "", single, tuple(joined), constant=value(), divisor=source.choice([1.0, 3.0, 8.0]))
+    return SumCost(
+        name, "", single, tuple(joined), constant=1 + value(), divisor=source.choice([1.0, 3.0, 8.0])
+    )
 
 
 def peak_cost(source: random.Random, options: Sizes) -> PeakCost:
