@@ -69,7 +69,7 @@ def make_bundle(
             "input": {**model.input, "signature": describe_inputs(inputs)},
         }
     )
-    ties = [list(names) for names in supernet.coverage.tied]
+    ties = [list(names) for names in (*supernet.coverage.tied, *supernet.coverage.ties)]
     return Bundle(Strategy(model=info, layers=layers, products=products, ties=ties, **fields), tensors)
 
 

@@ -25,6 +25,7 @@ from dqss.progress import Reporter
 from dqss.samples import Samples, split
 from dqss.space import SearchSpace
 from dqss.supernet import Supernet
+from dqss.ties import tie
 
 
 def build(
@@ -72,6 +73,9 @@ def build(
 
         inputs = (to_device(samples.batch(run), device) for run in runs)
         supernet.calibrate(inputs, keep, evaluator.probes(known), distance)
+    if space.ties or space.found_ties:
+        tie(supernet, to_device(samples.batch(known[:1]), device))
+        evaluator.meter.forward(1)
     if folder is not None:
         search_identity(prepared, samples, supernet, settings, distance, seed).check(journal)
     return prepared, evaluator

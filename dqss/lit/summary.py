@@ -162,6 +162,8 @@ def _print_coverage(console: Console, coverage: Coverage) -> None:
         if names:
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             console.print(_plain(f"{words}: {shown}"), soft_wrap=True)
+    for group in coverage.ties:
+        console.print(_plain(f"one decision: {', '.join(group)}"), soft_wrap=True)
     count = len(coverage.products)
     if count:
         console.print(
