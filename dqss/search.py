@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,10 +12,11 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from dqss import cli
+from dqss import cli, sweep
 from dqss.budget import Budget
 from dqss.cli import CONFIG_FILE
 from dqss.deploy.targets import target_named
@@ -39,9 +41,36 @@ FREE = ("hydra", "logger", *(f"method.{key}" for key in FREE_OF_METHOD), "resume
 """What the command line may say anew when a search is resumed: it does not change the result."""
 
 
+FAILURES = sweep.Failures()
+sweep.register(f"method.{key}" for key in FREE_OF_METHOD)
+
+
 @cli.command("search")
 def main(config: DictConfig) -> float | None:
     """Compose, search, print; returns the searched distance on the selection part, for sweeps."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return _of_sweep(config)
+    return _run(config)
+
+
+def _of_sweep(config: DictConfig) -> float | None:
+    """A run among others: begun, gone on with or left out, as its folder says; a failure stops none."""
+    folder = Path(config.run_dir).absolute()
+    if (folder / STRATEGY_FILE).exists() and not config.dry_run:
+        print(f"{folder.name}: finished already")
+        return None
+    sweep.forgive(folder)
+    if (folder / JOURNAL).exists() and (folder / CONFIG_FILE).exists():
+        config.resume = str(folder)
+    try:
+        return _run(config)
+    except UserError as error:
+        print(f"error: {folder.name}: {error}", file=sys.stderr)
+        FAILURES.add(folder, str(error))
+        return None
+
+
+def _run(config: DictConfig) -> float | None:
     config, folder = _resumed(config) if config.resume else _fresh(config)
     reporter = ConsoleReporter()
     with reporter.stoppable():
@@ -234,5 +263,13 @@ def _objective(result: SearchResult) -> float:
     return float(result.metrics["searched"]["selection"]["distance"])
 
 
+def _end_of_sweep() -> None:
+    """A sweep with failures has failed, though it went on to its end."""
+    if FAILURES.lines:
+        print(f"error: {len(FAILURES.lines)} runs failed; the same command tries them again", file=sys.stderr)
+        sys.exit(cli.BAD_INPUT)
+
+
 if __name__ == "__main__":
     cli.run(main, place_run)
+    _end_of_sweep()
