@@ -92,7 +92,7 @@ def search(config: DictConfig, folder: Path, reporter: ConsoleReporter) -> float
     space = cli.make(config.search_space, "search_space")
     if config.get("target") is not None:
         target_named(config.target).check_space(space)
-    settings = replace(_settings(config.method), budget=_budget(config))
+    settings = replace(settings_of(config.method), budget=budget_of(config))
     samples = data.calibration()
     reporter.say(f"{loaded.source} {loaded.name}; {data.summary()}")
     if config.dry_run:
@@ -226,7 +226,7 @@ def _logger(config: DictConfig) -> Iterator[Any]:
             finish()
 
 
-def _settings(method: DictConfig) -> PTQSettings:
+def settings_of(method: DictConfig) -> PTQSettings:
     """The method group; ``loss`` and ``distance`` may be short names."""
     method = method.copy()
     for key in ("loss", "distance"):
@@ -239,7 +239,7 @@ def _settings(method: DictConfig) -> PTQSettings:
     return settings
 
 
-def _budget(config: DictConfig) -> Budget | None:
+def budget_of(config: DictConfig) -> Budget | None:
     """The budget group; sizes as exported are those of the target, if there is one."""
     if not config.get(BUDGET):
         return None
