@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Budget": "dqss.budget",
     "PTQSettings": "dqss.lit.settings",
+    "QATSettings": "dqss.lit.qat_settings",
     "Samples": "dqss.samples",
     "SearchSpace": "dqss.space",
     "UserError": "dqss.errors",
@@ -20,6 +21,7 @@ _EXPORTS = {
     "export_model": "dqss.deploy.export",
     "load": "dqss.bundle",
     "search_ptq": "dqss.lit.search",
+    "search_qat": "dqss.lit.qat_search",
 }
 _SUBMODULES = ("data", "models", "search_spaces")
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from dqss.bundle import load
     from dqss.deploy.export import export_model
     from dqss.errors import UserError
+    from dqss.lit.qat_search import search_qat
+    from dqss.lit.qat_settings import QATSettings
     from dqss.lit.search import search_ptq
     from dqss.lit.settings import PTQSettings
     from dqss.samples import Samples
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Budget",
     "PTQSettings",
+    "QATSettings",
     "Samples",
     "SearchSpace",
     "UserError",
@@ -45,6 +50,7 @@ __all__ = [
     "export_model",
     "load",
     "search_ptq",
+    "search_qat",
 ]
 
 

@@ -22,9 +22,12 @@ from dqss.mixed import MixedQuantizer
 from dqss.prepare import Prepared, fingerprint, prepare
 from dqss.products import ProductQuantizer, attach_products, can_attach
 from dqss.signature import describe_inputs, example_inputs
-from dqss.spec import PerTensor
+from dqss.spec import PerTensor, Role
 from dqss.strategy import ModelInfo, Strategy
 from dqss.supernet import Assignment, Supernet
+
+STATE = "state."
+"""What tuned tensors of the network are called in a bundle, before their own names."""
 
 
 def make_bundle(
@@ -33,6 +36,7 @@ def make_bundle(
     prepared: Prepared,
     model: ModelInfo,
     inputs: Any,
+    state: Mapping[str, Tensor] | None = None,
     **fields: Any,
 ) -> Bundle:
     """Write down ``assignment`` of a calibrated supernet.
@@ -43,6 +47,8 @@ def make_bundle(
         prepared: what the supernet was built on.
         model: where the network came from; hashes and recipe are filled in here.
         inputs: one batch; its shapes and types are recorded.
+        state: tensors of the prepared network where they are not those of the original any more:
+            tuned weights, statistics of batch norms.
         fields: the remaining fields of :class:`dqss.strategy.Strategy`.
     """
     layers: dict[str, LayerStrategy] = {}
@@ -69,15 +75,16 @@ def make_bundle(
             "input": {**model.input, "signature": describe_inputs(inputs)},
         }
     )
+    tensors |= {f"{STATE}{key}": tensor.detach().cpu().clone() for key, tensor in (state or {}).items()}
     ties = [list(names) for names in (*supernet.coverage.tied, *supernet.coverage.ties)]
     return Bundle(Strategy(model=info, layers=layers, products=products, ties=ties, **fields), tensors)
 
 
 def _qparams(name: str, quantizer: MixedQuantizer, assignment: Assignment) -> dict[str, Tensor]:
-    chosen = quantizer[assignment[quantizer.decision.name]]
+    grid = quantizer[assignment[quantizer.decision.name]].grid()
     return {
-        f"{name}.scale": chosen.scale.detach().cpu().clone(),
-        f"{name}.zero_point": chosen.zero_point.detach().cpu().clone(),
+        f"{name}.scale": grid.scale.detach().cpu().clone(),
+        f"{name}.zero_point": grid.zero_point.detach().cpu().clone(),
     }
 
 
@@ -113,7 +120,7 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
     if not force:
         _check_weights(model, strategy.model.tensors)
     example = example_inputs(cast("dict[str, Any]", strategy.model.input.get("signature", {})))
-    fixed = prepare(model, to_device(example, home(model)), recipe=strategy.model.prepare).model
+    fixed = prepared_network(model, bundle)
     forbid_nested(fixed)
     layers = searchable_layers(fixed)
     missing = [name for name in strategy.layers if name not in layers]
@@ -142,6 +149,25 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
     return fixed.eval().requires_grad_(False)
 
 
+def prepared_network(model: nn.Module, bundle: Bundle) -> nn.Module:
+    """The canonical float network of a strategy, with its tuned tensors where it has some.
+
+    Raises:
+        StrategyError: where those do not fit.
+    """
+    signature = cast("dict[str, Any]", bundle.strategy.model.input.get("signature", {}))
+    example = to_device(example_inputs(signature), home(model))
+    network = prepare(model, example, recipe=bundle.strategy.model.prepare).model
+    state = {key.removeprefix(STATE): t for key, t in bundle.tensors.items() if key.startswith(STATE)}
+    if state:
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            words = " ".join(str(error).split()[:24])
+            raise StrategyError(f"the strategy's tuned weights are for another model: {words}") from error
+    return network
+
+
 def _attach_products(model: nn.Module, bundle: Bundle) -> None:
     modules, place = dict(model.named_modules()), home(model)
     by_owner: dict[str, dict[int, ProductQuantizer]] = {}
@@ -164,7 +190,9 @@ def _quantizer(
     bundle: Bundle, layer: str, role: str, choice: TensorChoice, shape: torch.Size
 ) -> quantizers.Quantizer:
     scale = bundle.tensors[f"{layer}.{role}.scale"]
-    quantizer = quantizers.build(choice.candidate(), len(scale))
+    quantizer = quantizers.build(
+        choice.candidate(), len(scale), Role.WEIGHT if role == "weight" else Role.ACTIVATION
+    )
     granularity = quantizer.candidate.spec.granularity
     fits = isinstance(granularity, PerTensor) or -len(shape) <= granularity.axis < len(shape)
     if not fits or channel_count(shape, granularity) != len(scale):
@@ -172,8 +200,7 @@ def _quantizer(
             f"the strategy is for another model: it has {len(scale)} scales for the {role} of {layer!r}, "
             f"which has the shape {list(shape)} here"
         )
-    quantizer.scale.copy_(scale)
-    quantizer.zero_point.copy_(bundle.tensors[f"{layer}.{role}.zero_point"])
+    quantizer.load_grid(scale, bundle.tensors[f"{layer}.{role}.zero_point"])
     return quantizer
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from dqss.choice import TensorChoice
 from dqss.errors import StrategyError
 from dqss.io import StrPath, ensure_folder, write_files_atomic
-from dqss.spec import PerTensor
+from dqss.spec import MIDDLE, PerTensor
 from dqss.strategy import STRATEGY_FILE, Strategy, one_line, read_bytes
 
 TENSORS_FILE = "tensors.safetensors"
@@ -104,6 +104,8 @@ def _check_qparams(name: str, choice: TensorChoice, tensors: dict[str, Tensor]) 
         raise _misfit(f"{name}.zero_point", f"{zero_point.numel()} values for {scale.numel()} scales")
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):
         raise _misfit(f"{name}.scale", "expected finite values above zero")
+    if spec.mirrored and bool((zero_point == MIDDLE).all()):
+        return
     low, high = (0, 0) if spec.symmetric else (spec.qmin, spec.qmax)
     if not bool(((zero_point == zero_point.round()) & (zero_point >= low) & (zero_point <= high)).all()):
         raise _misfit(f"{name}.zero_point", f"expected integers in {low}..{high}")

@@ -111,7 +111,7 @@ def _no_modes() -> ExitStack:
     return stack
 
 
-class _Kernel:
+class Kernel:
     """A function in two forms; the fused one is made on first use.
 
     Called with how much there is to do, in elements times options, and its arguments.
@@ -126,13 +126,14 @@ class _Kernel:
         self._seen: set[tuple[torch.Size, ...]] = set()
 
     def __call__(self, work: int, *args: Tensor) -> Any:
+        """Run the fused form where it pays, else the eager one; ``work`` is elements times options."""
         if not torch._C._len_torch_function_stack():
             return self._run(work, *args)
         with _no_modes():
             return self._run(work, *args)
 
     def _run(self, work: int, *args: Tensor) -> Any:
-        if work < SMALL or _Kernel.broken or not _Kernel.enabled:
+        if work < SMALL or Kernel.broken or not Kernel.enabled:
             return self.eager(*args)
         if self.compiled is None:
             # It reports a CUDA toolkit without a GPU as if that were trouble.
@@ -143,7 +144,7 @@ class _Kernel:
                 return self.compiled(*map(_bare, args))
         except Exception as error:
             # Whatever the compiler trips over, the eager form computes the same.
-            _Kernel.broken = True
+            Kernel.broken = True
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             warnings.warn(f"torch.compile does not work here, going on without it: {first}", stacklevel=2)
             return self.eager(*args)
@@ -158,21 +159,21 @@ class _Kernel:
         return room
 
 
-quantize = _Kernel(_quantize)
-drawn_backward = _Kernel(_drawn_backward)
-restore = _Kernel(_restore)
-mix = _Kernel(_mix)
-mix_backward = _Kernel(_mix_backward)
-mix_codes = _Kernel(_mix_codes)
-mix_codes_backward = _Kernel(_mix_codes_backward)
+quantize = Kernel(_quantize)
+drawn_backward = Kernel(_drawn_backward)
+restore = Kernel(_restore)
+mix = Kernel(_mix)
+mix_backward = Kernel(_mix_backward)
+mix_codes = Kernel(_mix_codes)
+mix_codes_backward = Kernel(_mix_codes_backward)
 
 
 @contextmanager
 def fused(enabled: bool) -> Iterator[None]:
     """Switch fusing on or off inside; ``DQSS_FUSED=0`` in the environment switches it off."""
-    before = _Kernel.enabled
-    _Kernel.enabled = enabled
+    before = Kernel.enabled
+    Kernel.enabled = enabled
     try:
         yield
     finally:
-        _Kernel.enabled = before
+        Kernel.enabled = before

@@ -173,7 +173,6 @@ class Evaluator:
         return found
 
 
-@torch.no_grad()
 def measure_stream(
     supernet: Supernet,
     loader: Iterable[tuple[Any, Tensor | None]],
@@ -185,40 +184,63 @@ def measure_stream(
 ) -> dict[str, dict[str, float]]:
     """Measure several variants of a supernet side by side in one pass over ``loader``.
 
-    Each batch goes through the float network once, whose output all variants are compared with.
+    See :func:`measure_networks`; ``variants`` are contexts in which to run the supernet.
+    """
+
+    def run_in(context: Context) -> Callable[[Any], Any]:
+        def run(inputs: Any) -> Any:
+            with context():
+                return call_model(supernet, inputs)
+
+        return run
+
+    networks = {name: None if context is None else run_in(context) for name, context in variants.items()}
+    reference = run_in(lambda: supernet.mode("float"))
+    return measure_networks(reference, loader, networks, distance, metric, device, advance)
+
+
+@torch.no_grad()
+def measure_networks(
+    reference: Callable[[Any], Any],
+    loader: Iterable[tuple[Any, Tensor | None]],
+    networks: Mapping[str, Callable[[Any], Any] | None],
+    distance: Distance,
+    metric: MetricFactory | None,
+    device: torch.device,
+    advance: Callable[[int], None] = lambda count: None,
+) -> dict[str, dict[str, float]]:
+    """Measure several networks side by side in one pass over ``loader``.
+
+    Each batch goes through the reference once, whose output all networks are compared with.
 
     Args:
-        supernet: calibrated.
+        reference: inputs to the output that distances are taken to.
         loader: ``(inputs, targets)``; targets may be None.
-        variants: what to measure.
-        distance: to the float network.
+        networks: what to measure, by name; None stands for the reference itself.
+        distance: to the reference.
         metric: makes a task metric, or None.
-        device: where the supernet is.
+        device: where the networks are.
         advance: told of each batch's images.
 
     Returns:
-        For each variant ``distance``, ``metric`` (where there are targets) and ``count``.
+        For each network ``distance``, ``metric`` (where there are targets) and ``count``.
     """
-    totals = dict.fromkeys(variants, 0.0)
-    metrics = {name: metric() for name in variants} if metric else {}
+    totals = dict.fromkeys(networks, 0.0)
+    metrics = {name: metric() for name in networks} if metric else {}
     count, labelled = 0, False
     for inputs, targets in loader:
         inputs = to_device(inputs, device)
-        with supernet.mode("float"):
-            reference = distance.read(call_model(supernet, inputs)).float()
-        for name, context in variants.items():
-            output = reference
-            if context is not None:
-                with context():
-                    output = distance.read(call_model(supernet, inputs)).float()
-            totals[name] += float(distance.per_sample(output, reference).double().sum())
+        wanted = distance.read(reference(inputs)).float()
+        for name, run in networks.items():
+            output = wanted if run is None else distance.read(run(inputs)).float()
+            totals[name] += float(distance.per_sample(output, wanted).double().sum())
             if targets is not None and metrics:
                 metrics[name].update(output.cpu(), targets.cpu())
                 labelled = True
-        count += len(reference)
-        advance(len(reference))
+        count += len(wanted)
+        advance(len(wanted))
     results: dict[str, dict[str, float]] = {}
-    for name in variants:
+    for name in networks:
         results[name] = {"distance": totals[name] / max(count, 1), "count": count}
         if labelled:
             results[name]["metric"] = float(metrics[name].compute())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from enum import Enum
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from dqss.mixing import CodeStack, GridStack, mix_codes, mix_fake_quantize
 from dqss.observers import Statistics
 from dqss.observers.histogram import HistogramAccumulator
 from dqss.precision import keeping_dtype
-from dqss.spec import Candidate, Granularity
+from dqss.spec import Candidate, Granularity, Role
 
 
 class Mode(Enum):
@@ -43,11 +44,13 @@ class MixedQuantizer(nn.Module, ABC):
             for activations any shape whose channel axes are right.
     """
 
+    role: ClassVar[Role]
+
     def __init__(self, candidates: Sequence[Candidate], decision: Decision, shape: torch.Size) -> None:
         super().__init__()
         self.decision = decision
         self.candidates = nn.ModuleList(
-            quantizers.build(c, channel_count(shape, c.spec.granularity)) for c in candidates
+            quantizers.build(c, channel_count(shape, c.spec.granularity), self.role) for c in candidates
         )
         self.needs_gradients = any(self[k].needs_gradients for k in range(len(candidates)))
         self.mode = Mode.FLOAT
@@ -86,6 +89,8 @@ class MixedQuantizer(nn.Module, ABC):
 
 class MixedActivation(MixedQuantizer):
     """Mixture of quantizations of a layer's input; observes it while calibrating."""
+
+    role = Role.ACTIVATION
 
     def __init__(self, candidates: Sequence[Candidate], decision: Decision, shape: torch.Size) -> None:
         super().__init__(candidates, decision, shape)
@@ -168,6 +173,8 @@ class MixedWeight(MixedQuantizer):
 
     Each candidate is quantized once and kept as integer codes (K bytes a weight).
     """
+
+    role = Role.WEIGHT
 
     def __init__(self, candidates: Sequence[Candidate], decision: Decision, shape: torch.Size) -> None:
         super().__init__(candidates, decision, shape)

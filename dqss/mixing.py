@@ -115,27 +115,27 @@ class _MixFakeQuantize(torch.autograd.Function):
         weights = grids.distinct.pool(weights)
         ctx.save_for_backward(x, weights)
         ctx.grids = grids
-        blocks = _blocks(x, grids.granularity)
+        blocks = as_blocks(x, grids.granularity)
         mixed = fused.mix(x.numel() * len(weights), blocks, weights, grids.scale, grids.low, grids.high)
-        return _from_blocks(mixed, x.shape, grids.granularity).to(x.dtype)
+        return from_blocks(mixed, x.shape, grids.granularity).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         x, weights = ctx.saved_tensors
         grids: GridStack = ctx.grids
-        blocks, grad = (_blocks(part, grids.granularity) for part in (x, grad_outputs[0]))
+        blocks, grad = (as_blocks(part, grids.granularity) for part in (x, grad_outputs[0]))
         passed, sums = fused.mix_backward(
             x.numel() * len(weights), blocks, grad, weights, grids.scale, grids.low, grids.high
         )
         sums = grids.distinct.share(sums)
-        return _from_blocks(passed, x.shape, grids.granularity).to(x.dtype), sums, None
+        return from_blocks(passed, x.shape, grids.granularity).to(x.dtype), sums, None
 
 
 def _quantized(x: Tensor, grids: GridStack, place: int) -> Tensor:
     """``x`` on the grid of one candidate."""
-    blocks = _blocks(x, grids.granularity)
+    blocks = as_blocks(x, grids.granularity)
     quantized = fused.quantize(x.numel(), blocks, *grids.alone[place])
-    return _from_blocks(quantized, x.shape, grids.granularity).to(x.dtype)
+    return from_blocks(quantized, x.shape, grids.granularity).to(x.dtype)
 
 
 class _DrawnFakeQuantize(torch.autograd.Function):
@@ -151,13 +151,13 @@ class _DrawnFakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (x,) = ctx.saved_tensors
         grids: GridStack = ctx.grids
-        blocks, grad = (_blocks(part, grids.granularity) for part in (x, grad_outputs[0]))
+        blocks, grad = (as_blocks(part, grids.granularity) for part in (x, grad_outputs[0]))
         rows = (grids.scale, grids.low, grids.high, grids.inverse)
         passed, sums = fused.drawn_backward(
             x.numel() * len(grids.scale), blocks, grad, *rows, *grids.alone[ctx.place]
         )
         sums = grids.distinct.share(sums)
-        return _from_blocks(passed, x.shape, grids.granularity).to(x.dtype), sums, None, None
+        return from_blocks(passed, x.shape, grids.granularity).to(x.dtype), sums, None, None
 
 
 def mix_fake_quantize(
@@ -204,7 +204,11 @@ class Codes:
     @classmethod
     def of(cls, weight: Tensor, grid: Grid) -> Codes:
         """Round ``weight`` to ``grid``; the codes are stored in the smallest type that holds them."""
-        codes = quantize(weight, *grid.shaped(weight.shape), grid.spec)
+        return cls.from_integers(quantize(weight, *grid.shaped(weight.shape), grid.spec), grid)
+
+    @classmethod
+    def from_integers(cls, codes: Tensor, grid: Grid) -> Codes:
+        """From whole numbers within the grid, held as floats."""
         if grid.spec.bits > 8:
             return cls(codes.to(torch.int32), grid)
         return cls(codes.to(torch.int8 if grid.spec.qmin < 0 else torch.uint8), grid)
@@ -224,7 +228,7 @@ _PIECE = 4096
 
 
 @cache
-def _longest_piece(length: int) -> int:
+def longest_piece(length: int) -> int:
     """The largest divisor of ``length`` whose sums are fast; ``length`` itself where they would be tiny."""
     pieces = (length // parts for parts in range(1, length // 256 + 1) if length % parts == 0)
     return next((piece for piece in pieces if piece <= _PIECE), length)
@@ -290,7 +294,7 @@ class CodeStack:
     def sums(self, grad: Tensor) -> Tensor:
         """Inner products ``[K]`` of all candidates with ``grad``, in the shape of the weight."""
         distinct, channels, length = self.steps.shape
-        piece = _longest_piece(length)
+        piece = longest_piece(length)
         codes = self.steps.view(distinct, channels * length // piece, piece)
         rows = self.rows(grad).reshape(-1, piece)
         return self.distinct.share(fused.mix_codes_backward(codes.numel(), rows, self.scale, codes))
@@ -338,7 +342,7 @@ def mix_codes(weights: Tensor, codes: CodeStack | Sequence[Codes], place: int | 
     return result if place is None else offer(result, lambda: stack.choose(place))
 
 
-def _blocks(x: Tensor, granularity: Granularity) -> Tensor:
+def as_blocks(x: Tensor, granularity: Granularity) -> Tensor:
     """``x`` as contiguous fp32 ``[A, C, B]`` with its channels in the middle."""
     x = x.detach().to(torch.float32).contiguous()
     if isinstance(granularity, PerChannel) and x.ndim:
@@ -348,8 +352,8 @@ def _blocks(x: Tensor, granularity: Granularity) -> Tensor:
     return channel_view(x, granularity, fill=0)[None]
 
 
-def _from_blocks(blocks: Tensor, shape: torch.Size, granularity: Granularity) -> Tensor:
-    """Undo :func:`_blocks`."""
+def from_blocks(blocks: Tensor, shape: torch.Size, granularity: Granularity) -> Tensor:
+    """Undo :func:`as_blocks`."""
     if isinstance(granularity, PerGroup):
         return from_channel_view(blocks[0], shape, granularity)
     return blocks.reshape(shape)

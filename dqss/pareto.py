@@ -80,7 +80,10 @@ class _Work:
     def __post_init__(self) -> None:
         loaded, self.data, _ = cli.model_and_data(self.config, self.stored)
         space = cli.make(self.stored.search_space, "search_space")
-        self.settings: PTQSettings = replace(settings_of(self.stored.method), budget=budget_of(self.stored))
+        settings = settings_of(self.stored.method)
+        if not isinstance(settings, PTQSettings):
+            raise BudgetError(f"run={self.folder}: not a search with method=ptq, which budgets are for")
+        self.settings = replace(settings, budget=budget_of(self.stored))
         samples, device = self.data.calibration(), torch.device("cpu")
         self.prepared: Prepared
         self.evaluator: Evaluator

@@ -20,16 +20,20 @@ from dqss import cli, sweep
 from dqss.budget import Budget
 from dqss.cli import CONFIG_FILE
 from dqss.deploy.targets import target_named
-from dqss.errors import OutputError, UserError
+from dqss.errors import BudgetError, OutputError, UserError
 from dqss.io import ensure_folder, write_text_atomic
 from dqss.lit.contenders import Validation
 from dqss.lit.identity import JOURNAL
+from dqss.lit.qat_search import QATResult, search_qat
+from dqss.lit.qat_settings import QATSettings
 from dqss.lit.quiet import quiet_lightning
+from dqss.lit.ranks import rank, world_size
 from dqss.lit.search import SearchResult, search_ptq
 from dqss.lit.settings import PTQSettings
-from dqss.lit.summary import print_plan, print_result
+from dqss.lit.summary import print_plan, print_qat_plan, print_result
+from dqss.lit.training_data import TrainingData
 from dqss.models import LoadedModel
-from dqss.progress import ConsoleReporter, Interrupted
+from dqss.progress import ConsoleReporter, Interrupted, Reporter
 from dqss.strategy import STRATEGY_FILE, ModelInfo
 
 OPTIONS = {"seed": int, "threads": int | None, "dry_run": bool, "run_dir": str}
@@ -72,7 +76,7 @@ def _of_sweep(config: DictConfig) -> float | None:
 
 def _run(config: DictConfig) -> float | None:
     config, folder = _resumed(config) if config.resume else _fresh(config)
-    reporter = ConsoleReporter()
+    reporter = ConsoleReporter() if rank() == 0 else Reporter()
     with reporter.stoppable():
         try:
             return search(config, folder, reporter)
@@ -83,7 +87,7 @@ def _run(config: DictConfig) -> float | None:
             raise
 
 
-def search(config: DictConfig, folder: Path, reporter: ConsoleReporter) -> float | None:
+def search(config: DictConfig, folder: Path, reporter: Reporter) -> float | None:
     """Run the search that ``config`` describes in ``folder``."""
     torch.set_num_threads(config.threads)
     loaded: LoadedModel = cli.make(config.model, "model")
@@ -92,33 +96,41 @@ def search(config: DictConfig, folder: Path, reporter: ConsoleReporter) -> float
     space = cli.make(config.search_space, "search_space")
     if config.get("target") is not None:
         target_named(config.target).check_space(space)
-    settings = replace(settings_of(config.method), budget=budget_of(config))
+    settings = _with_budget(settings_of(config.method), budget_of(config))
     samples = data.calibration()
     reporter.say(f"{loaded.source} {loaded.name}; {data.summary()}")
+    training = TrainingData.of(data.train_dataloader()) if isinstance(settings, QATSettings) else None
     if config.dry_run:
-        print_plan(Console(), loaded.module, samples, space, settings, config.seed)
+        if isinstance(settings, QATSettings):
+            assert training is not None
+            print_qat_plan(Console(), loaded.module, samples, training, space, settings, config.seed)
+        else:
+            print_plan(Console(), loaded.module, samples, space, settings, config.seed)
         return None
     loader = data.val_dataloader()
     name, metric = data.metric()
     with _logger(config) as logger:
-        result = search_ptq(
-            loaded.module,
-            samples,
-            space,
-            settings,
-            validation=Validation(loader if loader is not None else (), metric, name),
-            run_dir=folder,
-            seed=config.seed,
-            info=_model_info(loaded, config),
-            reporter=reporter,
-            trainer=OmegaConf.to_container(config.trainer, resolve=True),  # type: ignore[arg-type]
-            logger=logger,
-        )
-    print_result(Console(), result, folder)
+        common: dict[str, Any] = {
+            "validation": Validation(loader if loader is not None else (), metric, name),
+            "run_dir": folder,
+            "seed": config.seed,
+            "info": _model_info(loaded, config),
+            "reporter": reporter,
+            "trainer": OmegaConf.to_container(config.trainer, resolve=True),
+            "logger": logger,
+        }
+        result: SearchResult | QATResult
+        if isinstance(settings, QATSettings):
+            result = search_qat(loaded.module, training, samples, space, settings, **common)
+        else:
+            result = search_ptq(loaded.module, samples, space, settings, **common)
+    if rank() == 0:
+        print_result(Console(), result, folder)
     return _objective(result)
 
 
 def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
+    _check_shared_folder(config)
     folder = ensure_folder(config.run_dir).absolute()
     _refuse_occupied(folder)
     config.run_dir = str(folder)
@@ -137,12 +149,24 @@ def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
     for group in (config.model, config.data, config.get(BUDGET)):
         if group:
             cli.anchor(group)
-    if not config.dry_run:
+    if not config.dry_run and rank() == 0:
         write_text_atomic(folder / CONFIG_FILE, OmegaConf.to_yaml(config))
     return config, folder
 
 
+def _check_shared_folder(config: DictConfig) -> None:
+    """Several processes write into one folder, and none starts the others."""
+    if world_size() > 1:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise UserError("--multirun would be run by every process of torchrun: sweep without torchrun")
+        said = [found.key_or_group for found in cli.overrides(HydraConfig.get().overrides.hydra)]
+        if "hydra.run.dir" not in said:
+            raise UserError("torchrun: give run_dir=FOLDER, so that all processes mean the same one")
+
+
 def _refuse_occupied(folder: Path) -> None:
+    if rank():
+        return  # the first process may have begun to write there
     if (folder / STRATEGY_FILE).exists():
         raise OutputError(f"{folder} holds a finished search: choose another output folder")
     if (folder / JOURNAL).exists():
@@ -226,7 +250,7 @@ def _logger(config: DictConfig) -> Iterator[Any]:
             finish()
 
 
-def settings_of(method: DictConfig) -> PTQSettings:
+def settings_of(method: DictConfig) -> PTQSettings | QATSettings:
     """The method group; ``loss`` and ``distance`` may be short names."""
     method = method.copy()
     for key in ("loss", "distance"):
@@ -235,7 +259,15 @@ def settings_of(method: DictConfig) -> PTQSettings:
         raise UserError(
             f"method.schedule={method.schedule}: choose it as schedule@method.schedule={method.schedule}"
         )
-    settings: PTQSettings = cli.make(method, "method")
+    settings: PTQSettings | QATSettings = cli.make(method, "method")
+    return settings
+
+
+def _with_budget(settings: PTQSettings | QATSettings, budget: Budget | None) -> PTQSettings | QATSettings:
+    if isinstance(settings, PTQSettings):
+        return replace(settings, budget=budget)
+    if budget is not None:
+        raise BudgetError("budgets are for method=ptq: leave them out, or search with method=ptq")
     return settings
 
 
@@ -259,7 +291,7 @@ def _model_info(loaded: LoadedModel, config: DictConfig) -> ModelInfo:
     )
 
 
-def _objective(result: SearchResult) -> float:
+def _objective(result: SearchResult | QATResult) -> float:
     return float(result.metrics["searched"]["selection"]["distance"])
 
 

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TypeAlias
 
 MIN_BITS, MAX_BITS = 2, 16
+
+MIDDLE = -0.5
+"""The zero point of a signed grid with as many values above zero as below, and no zero."""
+
+
+class Role(Enum):
+    """What a quantized tensor is to its layer; an operand of a product is an activation."""
+
+    WEIGHT = "weight"
+    ACTIVATION = "activation"
 
 
 @dataclass(frozen=True)

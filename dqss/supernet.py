@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from dqss import quantizers
 from dqss.attach import (
     attach_input,
     attach_weight,
@@ -57,6 +58,11 @@ class Supernet(nn.Module):
         space: which layers, which candidates.
     """
 
+    weight_type: ClassVar[type[MixedWeight]] = MixedWeight
+    activation_type: ClassVar[type[MixedActivation]] = MixedActivation
+    trains: ClassVar[bool] = False
+    """Whether weights and quantizers learn."""
+
     def __init__(self, model: nn.Module, space: SearchSpace) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
@@ -86,6 +92,7 @@ class Supernet(nn.Module):
         by_weight: dict[int, tuple[str, MixedWeight]],
     ) -> SearchableLayer:
         weight = activation = None
+        self._check_frozen(info, candidates)
         if candidates.weight:
             parameter = original_weight(module)
             if id(parameter) in by_weight:
@@ -93,15 +100,24 @@ class Supernet(nn.Module):
                 self._note_tie(owner, info.name)
             else:
                 decision = Decision(f"{info.name}.weight", candidates.weight)
-                weight = MixedWeight(candidates.weight, decision, parameter.shape)
+                weight = self.weight_type(candidates.weight, decision, parameter.shape)
                 by_weight[id(parameter)] = (info.name, weight)
             attach_weight(module, weight)
         if candidates.activation:
             decision = Decision(f"{info.name}.activation", candidates.activation)
-            activation = MixedActivation(candidates.activation, decision, input_shape(module, info))
+            activation = self.activation_type(candidates.activation, decision, input_shape(module, info))
             attach_input(module, activation)
             hasten(module)
         return SearchableLayer(info, module, weight, activation)
+
+    def _check_frozen(self, info: LayerInfo, candidates: LayerCandidates) -> None:
+        """Refuse what learns where nothing does."""
+        found = next((c for c in (*candidates.weight, *candidates.activation) if quantizers.learns(c)), None)
+        if found is not None and not self.trains:
+            raise SearchSpaceError(
+                f"search space {self.space.name!r}: {found.algorithm} for layer {info.name!r} learns with "
+                "the network, which this search leaves as it is: use method=qat, or another algorithm"
+            )
 
     def _note_tie(self, owner: str, name: str) -> None:
         group = next((names for names in self.coverage.tied if names[0] == owner), None)

@@ -4,7 +4,8 @@ Installed as ``dqss.search_spaces``. A new one is a function here (or in your ow
 file in ``conf/search_space``.
 """
 
+from dqss.search_spaces.learned import learned
 from dqss.search_spaces.studies import eight
 from dqss.search_spaces.uniform import uniform
 
-__all__ = ["eight", "uniform"]
+__all__ = ["eight", "learned", "uniform"]

@@ -88,26 +88,26 @@ def uniform(
         SearchSpaceError: for bits or groups out of range, an unknown granularity, or options that
             contradict each other.
     """
-    if _several(activation_signed) != [True] and True not in _several(activation_symmetric):
+    if several(activation_signed) != [True] and True not in several(activation_symmetric):
         raise SearchSpaceError("activation_signed is for symmetric grids: set activation_symmetric=true too")
-    if "group" in _several(activation_granularity):
+    if "group" in several(activation_granularity):
         raise SearchSpaceError("activation_granularity: groups are for weights; use tensor or channel")
     if not isinstance(products, bool):
         raise SearchSpaceError(f"products={products!r}: expected true or false")
-    if products and "tensor" not in _several(activation_granularity):
+    if products and "tensor" not in several(activation_granularity):
         raise SearchSpaceError("products are quantized per tensor: add tensor to activation_granularity")
     weight = _candidates(
         weight_algorithms or STANDARD_WEIGHTS,
         weight_bits,
-        _granularities(_several(weight_granularity), _several(weight_group_size)),
-        _several(weight_symmetric),
+        granularities(several(weight_granularity), several(weight_group_size)),
+        several(weight_symmetric),
     )
     activation = _candidates(
         activation_algorithms or STANDARD_ACTIVATIONS,
         activation_bits,
-        _granularities(_several(activation_granularity)),
-        _several(activation_symmetric),
-        _several(activation_signed),
+        granularities(several(activation_granularity)),
+        several(activation_symmetric),
+        several(activation_signed),
     )
     rules = []
     if force:
@@ -129,12 +129,7 @@ def _candidates(
     symmetric: Sequence[bool],
     signed: Sequence[bool] = (True,),
 ) -> tuple[Candidate, ...]:
-    widths = _several(bits)
-    for width in widths:
-        if isinstance(width, bool) or not isinstance(width, int) or not MIN_BITS <= width <= MAX_BITS:
-            raise SearchSpaceError(f"bits={width!r}: expected an integer from {MIN_BITS} to {MAX_BITS}")
-    if not widths:
-        raise SearchSpaceError("bits=[]: expected at least one width")
+    widths = bit_widths(bits)
     signs = [(True, sign) for sign in signed] if True in symmetric else []
     signs += [(False, True)] if False in symmetric else []
     if not (signs and granularities):
@@ -144,11 +139,23 @@ def _candidates(
         for width in widths
         for grain in granularities
         for around_zero, sign in signs
-        for name, params in _algorithms(algorithms)
+        for name, params in named(algorithms)
     )
 
 
-def _granularities(words: Sequence[str], sizes: Sequence[int] = ()) -> list[Granularity]:
+def bit_widths(bits: int | Sequence[int]) -> list[int]:
+    """One or several bit-widths, each checked."""
+    widths = several(bits)
+    for width in widths:
+        if isinstance(width, bool) or not isinstance(width, int) or not MIN_BITS <= width <= MAX_BITS:
+            raise SearchSpaceError(f"bits={width!r}: expected an integer from {MIN_BITS} to {MAX_BITS}")
+    if not widths:
+        raise SearchSpaceError("bits=[]: expected at least one width")
+    return widths
+
+
+def granularities(words: Sequence[str], sizes: Sequence[int] = ()) -> list[Granularity]:
+    """The types that words mean: tensor, channel, group."""
     found: list[Granularity] = []
     for word in words:
         if word == "group":
@@ -173,18 +180,19 @@ def _is_group(group: Any) -> bool:
 
 def _kinds(words: Sequence[str]) -> tuple[TieKind, ...]:
     known = [kind.value for kind in TieKind]
-    for word in _several(words):
+    for word in several(words):
         if word not in known:
             raise SearchSpaceError(f"find_ties: {word!r}{near_match(str(word), known)}: expected {known}")
-    return tuple(TieKind(word) for word in _several(words))
+    return tuple(TieKind(word) for word in several(words))
 
 
-def _several(value: Any) -> list[Any]:
+def several(value: Any) -> list[Any]:
     """One or several, as a list; a word is one."""
     return [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
 
 
-def _algorithms(algorithms: Algorithms) -> list[tuple[str, dict[str, float]]]:
+def named(algorithms: Algorithms) -> list[tuple[str, dict[str, float]]]:
+    """Names with parameters, however they were written."""
     if not isinstance(algorithms, Sequence) or isinstance(algorithms, str):
         raise SearchSpaceError(f"algorithms={algorithms!r}: expected a list, such as [{algorithms!r}]")
     found: list[tuple[str, dict[str, float]]] = []

@@ -156,7 +156,7 @@ def _bits(quantizer: MixedQuantizer) -> Tensor:
 
 
 def _stored(quantizer: Quantizer, count: int, packing: Packing) -> int:
-    shifted = bool(quantizer.zero_point.any())
+    shifted = bool(quantizer.grid().zero_point.any())
     return packing.bits_of(quantizer.candidate.spec, count, quantizer.channels, shifted)
 
 

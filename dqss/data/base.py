@@ -54,6 +54,14 @@ class CalibrationDataModule(pl.LightningDataModule):
             DataError: if there are none.
         """
 
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Augmented batches ``(inputs, targets)`` to train with; QAT has an order and a size of its own.
+
+        Raises:
+            DataError: for data that has no training part.
+        """
+        raise DataError(f"data={type(self).__name__.lower()} has no training part, which method=qat needs")
+
     @abstractmethod
     def val_dataloader(self) -> DataLoader[Any] | None:
         """Batches ``(inputs, targets)`` to measure on, read lazily; None where there are none.

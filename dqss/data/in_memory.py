@@ -75,7 +75,7 @@ class InMemoryData(CalibrationDataModule):
         return chosen
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Augmented, shuffled batches ``(inputs, targets)`` of the training part."""
+        """See :meth:`CalibrationDataModule.train_dataloader`; shuffled."""
         collate = Collate(self.normalize, self.augment)
         return DataLoader(self.parts[0], self.batch_size, shuffle=True, drop_last=True, collate_fn=collate)
 

@@ -21,6 +21,9 @@ from dqss.models.loaded import InputConfig
 from dqss.samples import Samples
 
 _WHITE = 255.0
+EPOCH_PATCHES = 16
+"""Patches of each picture that are an epoch of training."""
+TRAIN_BATCH = 16
 
 
 class SuperResolutionData(CalibrationDataModule):
@@ -100,11 +103,17 @@ class SuperResolutionData(CalibrationDataModule):
         pairs = [self.units(*patches[index]) for index in range(len(patches))]
         return Samples([low for low, _ in pairs], [high for _, high in pairs])
 
+    def train_dataloader(self) -> DataLoader[Any]:
+        """See :meth:`CalibrationDataModule.train_dataloader`: patches, turned and mirrored."""
+        count = EPOCH_PATCHES * len(self.training)
+        patches = Patches(self.training, self.size, count, self.seed, augment=True)
+        return DataLoader(_InUnits(patches, self.units), batch_size=TRAIN_BATCH)
+
     def val_dataloader(self) -> DataLoader[Any] | None:
         """Whole pictures one by one, ``[1, 3, h, w]`` and ``[1, 3, scale h, scale w]``."""
         if self.validation is None:
             return None
-        return DataLoader(_InUnits(self.validation, self.units), batch_size=1)
+        return DataLoader(_InUnits(_Whole(self.validation), self.units), batch_size=1)
 
     def metric(self) -> tuple[str, Callable[[], Any] | None]:
         """See :meth:`CalibrationDataModule.metric`: PSNR on luma, in dB, without a border of the scale."""
@@ -125,15 +134,28 @@ class SuperResolutionData(CalibrationDataModule):
 
 
 class _InUnits(Dataset[tuple[Tensor, Tensor]]):
-    """Whole pairs in the network's range."""
+    """Pairs in the network's range."""
 
     def __init__(
-        self, images: PairedImages, units: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+        self, pairs: Patches | _Whole, units: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> None:
-        self.images, self.units = images, units
+        self.pairs, self.units = pairs, units
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.units(*self.pairs[index])
+
+
+class _Whole(Dataset[tuple[Tensor, Tensor]]):
+    """Whole pairs."""
+
+    def __init__(self, images: PairedImages) -> None:
+        self.images = images
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.units(*self.images[index].whole())
+        return self.images[index].whole()

@@ -19,7 +19,7 @@ import torch
 
 from dqss.deploy.containers import Held, hold_activation, hold_weight, unsaturated
 from dqss.deploy.graphs import append, constant, transposes_of
-from dqss.deploy.grids import Array, Grids, Stored, coarsen, dtype_of, store
+from dqss.deploy.grids import Array, Grids, Stored, coarsen, dtype_of, store, whole
 from dqss.deploy.marks import DOMAIN, QUANTIZE, WEIGHT, Call
 from dqss.deploy.targets import Target
 from dqss.errors import ExportError
@@ -128,13 +128,15 @@ class _Lowering:
 
     def weight(self, node: ir.Node) -> None:
         name = node.attributes.get_string("name")
-        layer, spec = name.removesuffix(".weight"), self.grids.spec(name)
+        layer = name.removesuffix(".weight")
+        scale, zero_point, spec = whole(
+            self.grids.scale(name), self.grids.zero_point(name), self.grids.spec(name)
+        )
         held = self.done.held[name] = hold_weight(spec, self.target.weight_widths)
         source = node.inputs[0]
         if source is None or source.const_value is None:
             raise ExportError(f"layer {layer!r}: its weight is computed in the forward pass")
         values = torch.from_numpy(np.array(source.const_value.numpy()))
-        scale, zero_point = self.grids.scale(name), self.grids.zero_point(name)
         apart = layer in self.in_float or self._is_apart(node.outputs[0], spec, held)
         if not apart:
             least = self._least_scale(node.outputs[0], held)

@@ -16,6 +16,7 @@ from dqss.errors import DataError, NonFiniteError
 from dqss.io import Journal
 from dqss.layers import searchable_layers
 from dqss.lit.identity import JOURNAL, search_identity
+from dqss.lit.ranks import rank
 from dqss.lit.settings import PTQSettings
 from dqss.losses import default_distance
 from dqss.measure import Evaluator, Meter, batches, home, to_device
@@ -50,15 +51,15 @@ def build(
     parts = {"search": searched, "refine": searched, "select": selected}
     size = settings.batch_size if samples.uniform else 1
     known = sorted(searched)
-    left_out = _left_out(model, space)
+    skipped = left_out(model, space)
     first = samples.batch(known[:size])
-    prepared = prepare(model, to_device(first, home(model)), skip=lambda name: name in left_out)
+    prepared = prepare(model, to_device(first, home(model)), skip=lambda name: name in skipped)
     prepared.model.to(device)
     with torch.no_grad():
         output = first_tensor(call_model(prepared.model, to_device(first, device)))
     distance = settings.distance or default_distance(output)
     supernet = Supernet(prepared.model, space).to(device)
-    journal = Journal.open(None if folder is None else folder / JOURNAL)
+    journal = Journal.open(None if folder is None or rank() else folder / JOURNAL)
     evaluator = Evaluator(supernet, samples, parts, distance, size, device, Meter(), journal)
     runs = batches(known, evaluator.forward_size)
     with reporter.stage("calibrate", len(known)) as stage:
@@ -94,7 +95,7 @@ def limits_of(budget: Budget | None, evaluator: Evaluator) -> Limits | None:
     return budget.on(evaluator.supernet, watch(evaluator.supernet, to_device(one, evaluator.device)))
 
 
-def _left_out(model: nn.Module, space: SearchSpace) -> set[str]:
+def left_out(model: nn.Module, space: SearchSpace) -> set[str]:
     """Names of the layers that stay in float, as they are once ``prepare`` has unwrapped them."""
     layers = (
         replace(info, name=canonical_name(model, name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from dqss.errors import StrategyError
 from dqss.io import ensure_folder, write_bytes_atomic, write_text_atomic
-from dqss.lit.ptq import HistoryRow, PTQSearch
+from dqss.lit.ptq import PTQSearch
+from dqss.lit.stepped import HistoryRow, SteppedModule
 from dqss.progress import Interrupted, Reporter, Stage
 
 LAST = Path("checkpoints") / "last.ckpt"
@@ -29,6 +30,11 @@ class Deadline:
     def __init__(self, minutes: float | None) -> None:
         self._started = time.monotonic()
         self._seconds = None if minutes is None else 60.0 * minutes
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self._seconds is not None
 
     def passed(self, share: float = 1.0) -> bool:
         """Whether ``share`` of the time is used up."""
@@ -61,6 +67,8 @@ class SafeKeeping(Callback):
         every: steps between two checkpoints.
         deadline, share: the search stops when this share of the time is used.
         reporter, stage: progress and the wish to stop.
+        file: the checkpoint, below ``folder``.
+        earlier: rows of the history from before these steps.
     """
 
     def __init__(
@@ -71,20 +79,22 @@ class SafeKeeping(Callback):
         share: float,
         reporter: Reporter,
         stage: Stage,
+        file: Path = LAST,
+        earlier: Sequence[HistoryRow] = (),
     ) -> None:
-        self.folder, self.every = folder, every
+        self.folder, self.every, self.file, self.earlier = folder, every, file, list(earlier)
         self.deadline, self.share = deadline, share
         self.reporter, self.stage = reporter, stage
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A resumed search gives its log the rows from before the interruption."""
-        assert isinstance(pl_module, PTQSearch)
+        assert isinstance(pl_module, SteppedModule)
         for row in pl_module.history:
             pl_module.log_row(row)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """After each step."""
-        assert isinstance(pl_module, PTQSearch)
+        assert isinstance(pl_module, SteppedModule)
         try:
             self.stage.advance()
         except Interrupted:
@@ -92,30 +102,38 @@ class SafeKeeping(Callback):
             raise
         if trainer.global_step % self.every == 0:
             self._save(trainer, pl_module)
-        if pl_module.finished and trainer.global_step < pl_module.batches.steps:
+        if pl_module.finished and trainer.global_step < pl_module.steps:
             self.reporter.say(f"nothing changes any more: search stops after {trainer.global_step} steps")
-        elif self.deadline.passed(self.share) and trainer.global_step < pl_module.batches.steps:
+        elif self._out_of_time(trainer) and trainer.global_step < pl_module.steps:
             self.reporter.say(f"time limit: search stops after {trainer.global_step} steps")
             trainer.should_stop = True
 
+    def _out_of_time(self, trainer: pl.Trainer) -> bool:
+        """Whether any process thinks so: they must stop together."""
+        passed = self.deadline.passed(self.share)
+        if trainer.world_size == 1 or not self.deadline.limited:
+            return passed
+        return trainer.strategy.reduce_boolean_decision(passed, all=False)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The final state, from which discretizing can start again."""
-        assert isinstance(pl_module, PTQSearch)
+        assert isinstance(pl_module, SteppedModule)
         self._save(trainer, pl_module)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Lightning has a stop of its own, between two steps, that comes by no other hook."""
-        assert isinstance(pl_module, PTQSearch)
+        assert isinstance(pl_module, SteppedModule)
         if isinstance(exception, SIGTERMException):
             self._save(trainer, pl_module)
 
-    def _save(self, trainer: pl.Trainer, module: PTQSearch) -> None:
+    def _save(self, trainer: pl.Trainer, module: SteppedModule) -> None:
         if self.folder is None:
             return
-        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
-        write_history(self.folder, module.history)
+        trainer.save_checkpoint(self.folder / self.file, weights_only=False)
+        if trainer.is_global_zero:
+            write_history(self.folder, [*self.earlier, *module.history])
 
 
 def write_history(folder: Path, history: list[HistoryRow]) -> None:

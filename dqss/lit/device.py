@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dqss.errors import UserError, near_match
+from dqss.lit.ranks import local_rank, world_size
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 
@@ -19,7 +20,8 @@ def device_of(trainer: Mapping[str, Any]) -> torch.device:
         hint = near_match(str(wanted), ACCELERATORS)
         raise UserError(f"trainer.accelerator={wanted}{hint}: expected one of {', '.join(ACCELERATORS)}")
     if wanted != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
+        own = local_rank() if world_size() > 1 else torch.cuda.current_device()
+        return torch.device("cuda", own)
     if wanted in ("gpu", "cuda"):
         raise UserError(f"trainer.accelerator={wanted}: torch finds no CUDA device; use auto or cpu")
     return torch.device("cpu")

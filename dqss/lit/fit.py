@@ -17,6 +17,7 @@ from dqss.lit.checkpoint import AtomicCheckpoints, Deadline, SafeKeeping, restor
 from dqss.lit.device import device_of
 from dqss.lit.ptq import PTQSearch, StepBatches
 from dqss.lit.quiet import quiet_lightning
+from dqss.lit.ranks import check_processes, rank, world_size
 from dqss.lit.settings import PTQSettings
 from dqss.measure import Evaluator
 from dqss.progress import Reporter
@@ -41,7 +42,13 @@ def fit_ptq(
     """Run all steps that are still to be done, and settle the supernet as the last one leaves it."""
     steps = planned_steps(settings, evaluator.supernet)
     checkpoint, start = resumable_step(folder, list(evaluator.supernet.decisions))
-    plan = StepBatches(evaluator.parts["search"], evaluator.batch_size, steps, seed, start)
+    if world_size() > evaluator.batch_size:
+        raise UserError(
+            f"method.batch_size={evaluator.batch_size}: {world_size()} processes need at least one image each"
+        )
+    plan = StepBatches(
+        evaluator.parts["search"], evaluator.batch_size, steps, seed, start, rank(), world_size()
+    )
     module = PTQSearch(
         evaluator,
         plan,
@@ -80,10 +87,8 @@ def planned_steps(settings: PTQSettings, supernet: Supernet) -> int:
 def _runner(
     steps: int, keeping: SafeKeeping, logger: Logger | bool, trainer: Mapping[str, Any]
 ) -> pl.Trainer:
-    if trainer.get("devices", 1) not in (1, "1", [0]) or trainer.get("num_nodes", 1) != 1:
-        raise UserError("trainer: a PTQ search runs on one device; leave out trainer.devices and num_nodes")
     accelerator = "gpu" if device_of(trainer).type == "cuda" else "cpu"
-    options: dict[str, Any] = {"devices": 1, **trainer, "accelerator": accelerator}
+    options: dict[str, Any] = {**trainer, **check_processes(trainer), "accelerator": accelerator}
     try:
         return pl.Trainer(
             max_steps=steps,
@@ -95,6 +100,7 @@ def _runner(
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
+            use_distributed_sampler=False,
             **options,
         )
     except (MisconfigurationException, TypeError, ValueError) as error:

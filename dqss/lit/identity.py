@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -56,19 +57,28 @@ def search_identity(
     seed: int,
 ) -> SearchIdentity:
     """Of one search; what only says how long it may take or what it reports is left out."""
-    same = dataclasses.replace(settings, max_minutes=None, checkpoint_every=1, oracle=False, recompute=None)
-    # A default repr ends in the object's address.
-    words = re.sub(r" at 0x[0-9a-f]+", "", repr(same))
-    options = [(name, decision.options) for name, decision in supernet.decisions.items()]
+    words = settings_words(settings, max_minutes=None, checkpoint_every=1, oracle=False, recompute=None)
     return SearchIdentity(
         {
             "weights": prepared.weights_sha256,
             "inputs": inputs_sha256(samples),
             "seed": str(seed),
             "settings": f"{words} {distance.name}",
-            "search space": hashlib.sha256(repr(options).encode()).hexdigest(),
+            "search space": options_sha256(supernet),
         }
     )
+
+
+def settings_words(settings: Any, **free: Any) -> str:
+    """All fields of a settings dataclass in words, but for those that do not matter: ``free``."""
+    # A default repr ends in the object's address.
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(dataclasses.replace(settings, **free)))
+
+
+def options_sha256(supernet: Supernet) -> str:
+    """Sha256 of all decisions with their options."""
+    options = [(name, decision.options) for name, decision in supernet.decisions.items()]
+    return hashlib.sha256(repr(options).encode()).hexdigest()
 
 
 def inputs_sha256(samples: Samples) -> str:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -18,11 +17,12 @@ from dqss.decision import entropies, margins, outcome_probabilities
 from dqss.errors import NonFiniteError
 from dqss.lit.schedules import Schedule
 from dqss.lit.settling import Settled, Settling
+from dqss.lit.stepped import HistoryRow, SteppedModule
+from dqss.lit.training_data import StepPlan
 from dqss.lit.unchanged import Unchanged
 from dqss.losses import SearchLoss
 from dqss.measure import Evaluator, to_device
 
-HistoryRow = dict[str, float]
 NEVER = Settling()
 """Nothing is frozen."""
 
@@ -31,29 +31,38 @@ class StepBatches(IterableDataset[list[int]]):
     """Batches of sample indices as a pure function of (seed, step), from any step on.
 
     Each epoch is its own permutation; a resumed search sees exactly the batches that the
-    undisturbed one would have seen.
+    undisturbed one would have seen. Several processes share each batch.
     """
 
-    def __init__(self, part: Sequence[int], batch_size: int, steps: int, seed: int, start: int = 0) -> None:
-        self.part = list(part)
-        self.batch_size = min(batch_size, len(self.part))
+    def __init__(
+        self,
+        part: Sequence[int],
+        batch_size: int,
+        steps: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.plan = StepPlan(list(part), batch_size, seed)
         self.steps, self.seed, self.start = steps, seed, start
+        self.rank, self.ranks = rank, ranks
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch, of all processes together."""
+        return self.plan.size
 
     def at(self, step: int) -> list[int]:
-        """Indices of one step."""
-        per_epoch = len(self.part) // self.batch_size
-        epoch, position = divmod(step, per_epoch)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.part), generator=generator)
-        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-        return [self.part[index] for index in chosen.tolist()]
+        """Indices of one step, for this process."""
+        return self.plan.at(step)[self.rank :: self.ranks]
 
     def __iter__(self) -> Iterator[list[int]]:
         """The remaining steps."""
         return (self.at(step) for step in range(self.start, self.steps))
 
 
-class PTQSearch(pl.LightningModule):
+class PTQSearch(SteppedModule):
     """Gradients of the logits, with a label-free loss to the float network's outputs.
 
     Args:
@@ -95,7 +104,6 @@ class PTQSearch(pl.LightningModule):
         self.settled = Settled(self._decisions, settle)
         self.unchanged = Unchanged(self._decisions, stop_after)
         self.steering = None if limits is None else Steering(self._decisions, limits)
-        self.history: list[HistoryRow] = []
         self.found: list[dict[str, int]] = []
         """What is chosen after each fall of the entropy, see :meth:`Schedule.cold`."""
         self.seconds = 0.0
@@ -142,7 +150,7 @@ class PTQSearch(pl.LightningModule):
             raise NonFiniteError(
                 f"search loss is {loss.item()} at step {step}; with Adam, lower method.learning_rate"
             )
-        self.evaluator.meter.backward(len(indices))
+        self.evaluator.meter.backward(len(indices) * self.batches.ranks)
         weight = self.schedule.entropy_weight(progress)
         with torch.set_grad_enabled(weight != 0):
             probabilities = outcome_probabilities(self._decisions)
@@ -167,6 +175,11 @@ class PTQSearch(pl.LightningModule):
             self.trainer.should_stop = True
 
     @property
+    def steps(self) -> int:
+        """See :attr:`SteppedModule.steps`."""
+        return self.batches.steps
+
+    @property
     def finished(self) -> bool:
         """Whether further steps would change nothing, as far as one may tell."""
         return self.unchanged.done or len(self.settled.frozen) == len(self._decisions)
@@ -186,12 +199,6 @@ class PTQSearch(pl.LightningModule):
         row["seconds"] = time.perf_counter() - started
         self.history.append(row)
         self.log_row(row)
-
-    def log_row(self, row: HistoryRow) -> None:
-        """Hand a row of the history to the loggers."""
-        values = {f"search/{key}": value for key, value in row.items() if key != "step"}
-        for logger in self.loggers:
-            logger.log_metrics(values, step=int(row["step"]))
 
     def settle(self) -> None:
         """Relax as the last step does, and note the last choice, however the search came to its end."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,13 @@ from dqss.discretize import Discretized, discretize
 from dqss.io import ensure_folder, write_json_atomic
 from dqss.lit.build import build, limits_of
 from dqss.lit.checkpoint import Deadline, write_history
+from dqss.lit.clock import Clock
 from dqss.lit.contenders import Validation, measure_contenders
 from dqss.lit.device import device_of
 from dqss.lit.fit import fit_ptq
-from dqss.lit.ptq import HistoryRow
+from dqss.lit.ranks import rank
 from dqss.lit.settings import PTQSettings
+from dqss.lit.stepped import HistoryRow
 from dqss.measure import Evaluator
 from dqss.prepare.modules import unwrap
 from dqss.progress import Reporter
@@ -106,7 +106,7 @@ def search_ptq(
     """
     settings, reporter = settings or PTQSettings(), reporter or Reporter()
     settings = settings if budget is None else replace(settings, budget=budget)
-    clock = _Clock()
+    clock = Clock()
     deadline = Deadline(settings.max_minutes)
     folder = None if run_dir is None else ensure_folder(run_dir)
     device = device_of(trainer or {})
@@ -143,7 +143,7 @@ def search_ptq(
         budget=None if module.steering is None else module.steering.record(exported),
         metrics={name: measured[name] for name in ("searched", "best_uniform", "float")},
     )
-    if folder is not None:
+    if folder is not None and rank() == 0:
         write_history(folder, module.history)
         write_json_atomic(folder / "metrics.json", metrics)
         bundle = bundle.save(folder)
@@ -181,14 +181,3 @@ def _from_python(model: nn.Module) -> ModelInfo:
     return ModelInfo(
         source="python", name=type(unwrap(model)).__name__, weights_sha256="", tensors={}, prepare=[]
     )
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[stage] = round(time.perf_counter() - started, 3)

@@ -12,12 +12,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from dqss.calls import call_model
 from dqss.choice import TensorChoice
 from dqss.coverage import Coverage
 from dqss.lit.build import build, limits_of
 from dqss.lit.fit import planned_steps
+from dqss.lit.objective import Objective
+from dqss.lit.qat_build import CALIBRATION_BATCH, build_qat
+from dqss.lit.qat_search import QATResult
+from dqss.lit.qat_settings import QATSettings
 from dqss.lit.search import SearchResult
 from dqss.lit.settings import PTQSettings
+from dqss.lit.training_data import TrainingData
 from dqss.measure import PROBES
 from dqss.metrics import as_read
 from dqss.mixed import MixedQuantizer, MixedWeight
@@ -25,13 +31,14 @@ from dqss.progress import Reporter
 from dqss.recompute import recomputing
 from dqss.samples import Samples
 from dqss.space import SearchSpace
+from dqss.supernet import Supernet
 from dqss.uniform import uniform_assignments
 
 WIDTH = 80
 
 
-def print_result(console: Console, result: SearchResult, folder: Path | None) -> None:
-    """Layers and choices, then float, best uniform and searched, in 80 columns."""
+def print_result(console: Console, result: SearchResult | QATResult, folder: Path | None) -> None:
+    """Layers and choices, then float, best uniform (or argmax) and searched, in 80 columns."""
     console = _narrow(console)
     table = Table("layer", "weight", "p", "activation", "p", box=None, pad_edge=False)
     schemes: dict[str, set[str]] = {"weight": set(), "activation": set()}
@@ -53,7 +60,8 @@ def print_result(console: Console, result: SearchResult, folder: Path | None) ->
         console.print(f"\nbest uniform: {_plain(best['name'])}")
     console.print()
     part = "selection" if rows["float"]["validation"] is None else "validation"
-    print_rows(console, rows, ("float", "best_uniform", "searched"), part)
+    middle = "argmax" if isinstance(result, QATResult) else "best_uniform"
+    print_rows(console, rows, ("float", middle, "searched"), part)
     if folder is not None:
         console.print(f"strategy in {folder}", soft_wrap=True, markup=False)
 
@@ -91,14 +99,7 @@ def print_plan(
     setup = time.perf_counter() - started
     supernet = evaluator.supernet
     limits_of(settings.budget, evaluator)  # refuses what no choice keeps
-    table = Table("layer", "weight", "activation", box=None, pad_edge=False)
-    for name, layer in supernet.layers.items():
-        table.add_row(_plain(name), _options(layer.weight), _options(layer.activation))
-    for name, product in supernet.products.items():
-        for operand, quantizer in product.operands():
-            table.add_row(_plain(name), operand, _options(quantizer))
-    console.print(table)
-    _print_coverage(console, supernet.coverage)
+    _print_candidates(console, supernet)
     indices = evaluator.parts["search"][: evaluator.batch_size]
     with recomputing(supernet, settings.recompute or ()):
         evaluator.first_order(supernet.argmax(), "search", 1)  # compiles; that is paid once
@@ -111,14 +112,58 @@ def print_plan(
     minutes = (setup + evaluations * per_image) / 60
     memory = samples.bytes + sum(p.numel() * p.element_size() for p in model.parameters())
     codes = sum(q.bytes for q in supernet.quantizers() if isinstance(q, MixedWeight))
-    options = sum(len(decision.options) for decision in supernet.decisions.values())
-    products = f"{len(supernet.products)} products, " if supernet.products else ""
-    console.print(
-        f"\n{len(supernet.layers)} layers, {products}{len(supernet.decisions)} decisions, "
-        f"{options} candidates, {uniform} uniform strategies"
-    )
+    console.print(f"\n{_counts(supernet)}, {uniform} uniform strategies")
     console.print(f"about {evaluations} evaluations, {minutes:.1f} minutes on this machine")
     console.print(f"about {(memory + codes) / 2**20:.0f} MiB for inputs, weights and their candidates")
+
+
+def print_qat_plan(
+    console: Console,
+    model: nn.Module,
+    samples: Samples,
+    train: TrainingData,
+    space: SearchSpace,
+    settings: QATSettings,
+    seed: int,
+) -> None:
+    """Layers, candidates and estimated time of a QAT search, from timed steps; nothing is written."""
+    console = _narrow(console)
+    few = samples.subset(range(min(len(samples), CALIBRATION_BATCH)))
+    device = torch.device("cpu")
+    work = build_qat(model, few, train, space, settings, seed, None, device, Reporter())
+    _print_candidates(console, work.supernet)
+    plan = settings.update.plans(len(train), settings.batch_size, seed)[0]
+    inputs, targets = train.batch(plan.at(0))
+    objective = Objective(work.teacher, work.distance, settings.loss, settings.distillation)
+    work.supernet.train()
+    for _ in range(2):  # the first one compiles; that is paid once
+        started = time.perf_counter()
+        with work.supernet.mode("relaxed"):
+            loss = objective(call_model(work.supernet, inputs), inputs, targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+    per_step = time.perf_counter() - started
+    epochs = settings.epochs + settings.tune_epochs
+    steps = round(epochs * (len(train) // plan.size))
+    console.print(f"\n{_counts(work.supernet)}")
+    console.print(f"about {steps} steps, at most {steps * per_step / 60:.1f} minutes on this machine")
+
+
+def _print_candidates(console: Console, supernet: Supernet) -> None:
+    table = Table("layer", "weight", "activation", box=None, pad_edge=False)
+    for name, layer in supernet.layers.items():
+        table.add_row(_plain(name), _options(layer.weight), _options(layer.activation))
+    for name, product in supernet.products.items():
+        for operand, quantizer in product.operands():
+            table.add_row(_plain(name), operand, _options(quantizer))
+    console.print(table)
+    _print_coverage(console, supernet.coverage)
+
+
+def _counts(supernet: Supernet) -> str:
+    options = sum(len(decision.options) for decision in supernet.decisions.values())
+    products = f"{len(supernet.products)} products, " if supernet.products else ""
+    decisions = len(supernet.decisions)
+    return f"{len(supernet.layers)} layers, {products}{decisions} decisions, {options} candidates"
 
 
 def _expected_evaluations(count: int, uniform: int, steps: int, settings: PTQSettings) -> int:

@@ -118,6 +118,11 @@ class Statistics:
             batches=None if self.batches is None else self.batches.map(lambda x: x.clamp(min=0.0)),
         )
 
+    def average(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Mean of ``function`` (elementwise, of fp64) over all that was seen, ``[C]`` fp64."""
+        counts = self.counts.to(torch.float64)
+        return (function(self.values.to(torch.float64)) * counts).sum(dim=1) / counts.sum(dim=1)
+
     def by_importance(self) -> Statistics:
         """The same with values counted by their importance; by number where none has any."""
         if self.importance is None:

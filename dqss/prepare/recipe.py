@@ -117,6 +117,7 @@ def prepare(
     inputs: Any,
     recipe: Sequence[str] | None = None,
     skip: Callable[[str], bool] = _nothing_skipped,
+    without: Collection[str] = (),
 ) -> Prepared:
     """Make the canonical float network that search, apply and export start from.
 
@@ -127,6 +128,8 @@ def prepare(
         recipe: the recorded recipe to repeat exactly, whatever the batch; None to find one.
         skip: says which layers will not be searched, by name. Only those may be nonlinear in
             their weight.
+        without: steps that are left out where a recipe is to be found: training may want the batch
+            norms where they are.
 
     Raises:
         NonFiniteError: for NaN or infinity in the weights, naming the tensors.
@@ -134,7 +137,8 @@ def prepare(
         StrategyError: for a step in ``recipe`` that this version does not know.
     """
     model = unwrap(model)
-    steps = [(name, []) for name in STEPS] if recipe is None else _parse(recipe)
+    found = [(name, list[str]()) for name in STEPS if name not in without]
+    steps = found if recipe is None else _parse(recipe)
     work = _start(model, inputs, skip, replay=recipe is not None)
     done = []
     for name, words in steps:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from dqss.formula import Formula
 from dqss.mixing import Codes, Grid
 from dqss.observers import Statistics
 from dqss.precision import KeepsPrecision
@@ -18,11 +19,11 @@ class Quantizer(KeepsPrecision, ABC):
 
     Attributes:
         candidate: what it is.
-        scale, zero_point: ``[C]`` fp32, of their final shape from the start.
+        channels: how many scales it has.
+        formula: what it computes in training, of the tensor and of :meth:`learned`.
     """
 
-    scale: Tensor
-    zero_point: Tensor
+    formula: Formula
     needs_gradients = False
     """Whether :meth:`calibrate` makes use of ``Statistics.importance``."""
     needs_batches = False
@@ -41,15 +42,23 @@ class Quantizer(KeepsPrecision, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x``; shape and type stay."""
 
+    @abstractmethod
+    def learned(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What the formula takes beside ``x``, the tensor at hand: ``[C]`` fp32 each."""
+
+    @abstractmethod
     def grid(self) -> Grid:
         """The grid as it stands."""
-        return Grid(self.scale, self.zero_point, self.candidate.spec)
+
+    @abstractmethod
+    def load_grid(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Take the parameters of which :meth:`grid` made ``scale`` and ``zero_point``, ``[C]``."""
 
     @torch.no_grad()
     def codes(self, weight: Tensor) -> Codes:
         """Integer codes of ``weight``, with the grid that turns them back."""
-        grid = Grid(self.scale.clone(), self.zero_point.clone(), self.candidate.spec)
-        return Codes.of(weight, grid)
+        grid = self.grid()
+        return Codes.of(weight, Grid(grid.scale.clone(), grid.zero_point.clone(), grid.spec))
 
     def extra_repr(self) -> str:
         """The candidate's label, for ``print(model)``."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from dqss import observers
-from dqss.mixing import mix_fake_quantize
+from dqss.formula import FixedGrid
+from dqss.mixing import Grid, mix_fake_quantize
 from dqss.observers import Statistics
 from dqss.quantizers.base import Quantizer
 from dqss.spec import Candidate
@@ -15,9 +16,13 @@ from dqss.spec import Candidate
 class StaticQuantizer(Quantizer):
     """A candidate whose scale and zero point are calibrated once and never learn."""
 
+    scale: Tensor
+    zero_point: Tensor
+
     def __init__(self, candidate: Candidate, channels: int) -> None:
         super().__init__(candidate, channels)
         self.algorithm = observers.build(candidate)
+        self.formula = self.fixed = FixedGrid.of(candidate.spec)
         self.needs_gradients = self.algorithm.needs_gradients
         self.needs_batches = self.algorithm.needs_batches
         self.register_buffer("scale", torch.ones(channels))
@@ -26,11 +31,23 @@ class StaticQuantizer(Quantizer):
     @torch.no_grad()
     def calibrate(self, stats: Statistics) -> None:
         """See :meth:`Quantizer.calibrate`."""
-        scale, zero_point = self.algorithm.qparams(stats, self.candidate.spec)
-        self.scale.copy_(scale)
-        self.zero_point.copy_(zero_point)
+        self.load_grid(*self.algorithm.qparams(stats, self.candidate.spec))
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Quantizer.forward`."""
         # A mixture of one: the fused loop, with the same bits and the same gradient.
         return mix_fake_quantize(x, torch.ones(1, device=x.device), (self.grid(),))
+
+    def learned(self, x: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`Quantizer.learned`: nothing of it learns."""
+        return self.fixed.vectors(self.scale, self.zero_point)
+
+    def grid(self) -> Grid:
+        """See :meth:`Quantizer.grid`."""
+        return Grid(self.scale, self.zero_point, self.candidate.spec)
+
+    @torch.no_grad()
+    def load_grid(self, scale: Tensor, zero_point: Tensor) -> None:
+        """See :meth:`Quantizer.load_grid`."""
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dqss import cli
 from dqss.data.base import CalibrationDataModule
+from dqss.lit.qat_settings import QATSettings
 from dqss.lit.schedules import Schedule
 from dqss.lit.settings import PTQSettings
 from dqss.models import LoadedModel
@@ -23,6 +24,7 @@ NEEDED = {
     ("logger", "wandb"): ["logger.offline=true"],
 }
 KINDS = {"model": LoadedModel, "data": CalibrationDataModule, "search_space": SearchSpace}
+METHODS = {"ptq": PTQSettings, "ptq_fast": PTQSettings, "qat": QATSettings, "bilevel": QATSettings}
 
 
 def options(group: str) -> list[str]:
@@ -57,13 +59,15 @@ def test_group_options_make_what_they_say(group: str, option: str) -> None:
         assert isinstance(cli.make(found[group], group), KINDS[group])
     elif group in ("method", "schedule"):
         settings = settings_of(found.method)
-        assert isinstance(settings, PTQSettings) and isinstance(settings.schedule, Schedule)
+        assert isinstance(settings, METHODS[option] if group == "method" else PTQSettings)
+        assert isinstance(settings.schedule, Schedule)
     elif found[group] and "_target_" in found[group]:
         cli._check(OmegaConf.to_container(found[group]), group)
 
 
 def test_the_settings_in_the_files_are_those_in_the_code() -> None:
     assert settings_of(config().method) == PTQSettings()
+    assert settings_of(config("method=qat").method) == QATSettings()
 
 
 @pytest.mark.parametrize("name", ["search", "evaluate", "train"])

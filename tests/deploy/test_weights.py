@@ -56,6 +56,18 @@ def test_what_is_stored_comes_back(
     onnx.checker.check_model(data, full_check=True)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 7, 8])
+@pytest.mark.parametrize(("granularity", "channels"), [(PerTensor(), 1), (PerChannel(0), 5)])
+def test_a_grid_without_zero_comes_back(bits: int, granularity: Granularity, channels: int) -> None:
+    spec = QuantSpec(bits, True, granularity)
+    scale = torch.rand(channels) + 0.1
+    grid = OneGrid(spec, scale, torch.full((channels,), -0.5))
+    codes = torch.randint(spec.qmin, spec.qmax + 1, (5, 7))
+    weight = (codes + 0.5) * broadcast_channels(scale, (5, 7), granularity)
+    data = lowered(WEIGHT, "layer.weight", grid, (5, 7), weight)
+    assert np.array_equal(run(data, {}), weight.numpy())
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_up_to_four_bits_take_half_a_byte(bits: int, symmetric: bool) -> None:
