@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "Budget": "dqss.budget",
     "PTQSettings": "dqss.lit.settings",
     "QATSettings": "dqss.lit.qat_settings",
     "Samples": "dqss.samples",
@@ -26,6 +27,7 @@ _SUBMODULES = ("data", "models", "search_spaces")
 
 if TYPE_CHECKING:
     from dqss.apply import apply_strategy
+    from dqss.budget import Budget
     from dqss.bundle import load
     from dqss.deploy.export import export_model
     from dqss.errors import UserError
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from dqss.space import SearchSpace
 
 __all__ = [
+    "Budget",
     "PTQSettings",
     "QATSettings",
     "Samples",

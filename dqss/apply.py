@@ -76,7 +76,7 @@ def make_bundle(
         }
     )
     tensors |= {f"{STATE}{key}": tensor.detach().cpu().clone() for key, tensor in (state or {}).items()}
-    ties = [list(names) for names in supernet.coverage.tied]
+    ties = [list(names) for names in (*supernet.coverage.tied, *supernet.coverage.ties)]
     return Bundle(Strategy(model=info, layers=layers, products=products, ties=ties, **fields), tensors)
 
 

@@ -14,6 +14,7 @@ class Coverage:
         weight_only: weight is read but forward never called (or never with real numbers).
         unused: neither called nor read by any calibration input; left in float.
         tied: groups of layers that share one weight, and so one decision.
+        ties: groups of tensors (``conv1.weight``) that share one decision as the search space asks.
         products: products of two activations in float, because the search space leaves all of them.
         hidden_products: those that cannot be searched: hidden in a function, in a container, mixed
             with other kinds of operands, or in a module that does not always multiply alike.
@@ -23,5 +24,6 @@ class Coverage:
     weight_only: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     tied: list[list[str]] = field(default_factory=list)
+    ties: list[list[str]] = field(default_factory=list)
     products: list[str] = field(default_factory=list)
     hidden_products: list[str] = field(default_factory=list)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from math import inf, isfinite, isnan
 from statistics import stdev
 
+from dqss.budget.limits import Limits
+from dqss.budget.switches import Switch, within
 from dqss.errors import UserError
 from dqss.measure import Evaluator
 from dqss.supernet import Assignment
@@ -66,6 +68,7 @@ def discretize(
     finalists: int,
     first: int = FIRST_RUNG,
     out_of_time: Callable[[], bool] = lambda: False,
+    limits: Limits | None = None,
 ) -> Discretized:
     """Choose, refine, and compare on the selection part, which nothing has touched before.
 
@@ -73,10 +76,11 @@ def discretize(
     is searched on, or the last one if there is no time to measure. The exported assignment is never
     worse on the selection part than the best uniform one. That one is chosen on the part that is
     searched on, like the searched one: of several measured on the selection part the luckiest would
-    win, and its luck would be counted for it.
+    win, and its luck would be counted for it. With ``limits``, which ``found`` and ``uniform`` keep
+    already, refinement stays within them.
     """
     argmax = _best(evaluator, found, out_of_time)
-    refined, changes = refine(evaluator, argmax, settings, out_of_time)
+    refined, changes = refine(evaluator, argmax, settings, out_of_time, limits)
     names = screen(evaluator, uniform, finalists, first) if uniform else []
     best_uniform = names[0] if names else None
     contenders: dict[str, Assignment] = {"refined": refined, "argmax": argmax}
@@ -103,13 +107,15 @@ def refine(
     assignment: Assignment,
     settings: RefineSettings,
     out_of_time: Callable[[], bool] = lambda: False,
+    limits: Limits | None = None,
 ) -> tuple[dict[str, int], list[str]]:
     """Re-decide layers by their measured effect on the ``refine`` part, most promising first.
 
     One forward and backward pass estimates what every switch of every decision would do
     (:meth:`Evaluator.first_order`); the best ones are tried in that order and kept where the
     measured distance falls by more than chance. Sweeps repeat until none helps or the limit is
-    reached.
+    reached. With ``limits`` a switch that would break one is tried together with another that makes
+    room for it.
 
     Returns:
         The refined assignment and a line for each change.
@@ -123,15 +129,16 @@ def refine(
     improved = True
     while improved:
         improved = False
-        for name, option in _proposals(evaluator, current, settings.alternatives):
+        for move in _proposals(evaluator, current, settings.alternatives, limits):
             if evaluator.meter.evaluations - begin >= limit or out_of_time():
                 return current, changes
-            trial = {**current, name: option}
+            trial = {**current, **move}
+            if limits is not None and not limits.hold(trial):
+                continue  # an earlier change of this sweep has used the room
             each = _try(evaluator, trial, best, settings)
             if each is not None:
-                changes.append(
-                    f"{name}: option {current[name]} -> {option}, {_mean(best):.5f} -> {_mean(each):.5f}"
-                )
+                what = " and ".join(f"{name}: option {current[name]} -> {k}" for name, k in move.items())
+                changes.append(f"{what}, {_mean(best):.5f} -> {_mean(each):.5f}")
                 current, best, improved = trial, each, True
     return current, changes
 
@@ -154,17 +161,26 @@ def _try(
     return each if _mean(gains) > settings.confidence * error else None
 
 
-def _proposals(evaluator: Evaluator, current: Assignment, alternatives: int) -> list[tuple[str, int]]:
+def _proposals(
+    evaluator: Evaluator, current: Assignment, alternatives: int, limits: Limits | None
+) -> list[dict[str, int]]:
     """The most promising switches of each decision, by first-order effect, best first."""
     effects = evaluator.first_order(current, "refine")
-    ranked: list[tuple[float, str, int]] = []
+    ranked: list[Switch] = []
+    every: list[Switch] = []
     for name, effect in effects.items():
         outcome = evaluator.supernet.decisions[name].outcome.tolist()
         # The first of each outcome, but for the one that is in place.
         first = [outcome.index(number) for number in set(outcome) - {outcome[current[name]]}]
         order = sorted(first, key=effect.tolist().__getitem__)
-        ranked += [(float(effect[index]), name, index) for index in order[:alternatives]]
-    return [(name, index) for _, name, index in sorted(ranked)]
+        switches = [Switch(float(effect[index]), name, index) for index in order]
+        ranked += switches[:alternatives]
+        every += switches
+    ranked.sort(key=lambda switch: (switch.effect, switch.name, switch.option))
+    if limits is None:
+        return [{switch.name: switch.option} for switch in ranked]
+    moves = within(ranked, every, current, limits)
+    return [move for _, move in sorted(moves, key=lambda move: move[0])]
 
 
 def _finite(distance: float) -> float:

@@ -46,6 +46,10 @@ class TargetError(UserError):
     """A search space or strategy that asks for what a target does not have."""
 
 
+class BudgetError(UserError):
+    """A limit that no choice of the search space keeps, or that cannot be counted."""
+
+
 class ParityError(UserError):
     """A file that does not give the simulation's answers."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +16,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from dqss import cli
+from dqss import cli, sweep
+from dqss.budget import Budget
 from dqss.cli import CONFIG_FILE
 from dqss.deploy.targets import target_named
-from dqss.errors import OutputError, UserError
+from dqss.errors import BudgetError, OutputError, UserError
 from dqss.io import ensure_folder, write_text_atomic
 from dqss.lit.contenders import Validation
 from dqss.lit.identity import JOURNAL
@@ -38,15 +41,44 @@ OPTIONS = {"seed": int, "threads": int | None, "dry_run": bool, "run_dir": str}
 LATER_OPTIONS = {"target": str | None, "report_images": int, "progress": str}
 """Those that the configuration of an older run may lack."""
 GROUPS = ("model", "data", "search_space", "method")
+BUDGET = "budget"
+"""A group that configurations of older runs do not have."""
 FREE_OF_METHOD = ("max_minutes", "recompute")
 FREE_OPTIONS = ("report_images", "progress")
 FREE = ("hydra", "logger", *FREE_OPTIONS, *(f"method.{key}" for key in FREE_OF_METHOD), "resume")
 """What the command line may say anew when a search is resumed: it does not change the result."""
 
 
+FAILURES = sweep.Failures()
+sweep.register(f"method.{key}" for key in FREE_OF_METHOD)
+
+
 @cli.command("search")
 def main(config: DictConfig) -> float | None:
     """Compose, search, print; returns the searched distance on the selection part, for sweeps."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return _of_sweep(config)
+    return _run(config)
+
+
+def _of_sweep(config: DictConfig) -> float | None:
+    """A run among others: begun, gone on with or left out, as its folder says; a failure stops none."""
+    folder = Path(config.run_dir).absolute()
+    if (folder / STRATEGY_FILE).exists() and not config.dry_run:
+        print(f"{folder.name}: finished already")
+        return None
+    sweep.forgive(folder)
+    if (folder / JOURNAL).exists() and (folder / CONFIG_FILE).exists():
+        config.resume = str(folder)
+    try:
+        return _run(config)
+    except UserError as error:
+        print(f"error: {folder.name}: {error}", file=sys.stderr)
+        FAILURES.add(folder, str(error))
+        return None
+
+
+def _run(config: DictConfig) -> float | None:
     config, folder = _resumed(config) if config.resume else _fresh(config)
     reporter = ConsoleReporter(progress=config.progress) if rank() == 0 else Reporter()
     with reporter.stoppable():
@@ -68,7 +100,7 @@ def search(config: DictConfig, folder: Path, reporter: Reporter) -> float | None
     space = cli.make(config.search_space, "search_space")
     if config.get("target") is not None:
         target_named(config.target).check_space(space)
-    settings = _settings(config.method)
+    settings = _with_budget(settings_of(config.method), budget_of(config))
     samples = data.calibration()
     reporter.say(f"{loaded.source} {loaded.name}; {data.summary()}")
     training = TrainingData.of(data.train_dataloader()) if isinstance(settings, QATSettings) else None
@@ -112,7 +144,9 @@ def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
     _group_sweep(config)
     OmegaConf.resolve(config)
     cli.check_options(
-        config, {**OPTIONS, **LATER_OPTIONS}, (*GROUPS, "trainer", "logger", "resume", "experiment")
+        config,
+        {**OPTIONS, **LATER_OPTIONS},
+        (*GROUPS, BUDGET, "trainer", "logger", "resume", "experiment"),
     )
     if not 0 <= config.seed < 2**32 or (config.threads is not None and config.threads < 1):
         raise UserError(
@@ -120,8 +154,9 @@ def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
         )
     # A resumed run and an evaluation need the same, or bits differ.
     config.threads = config.threads or torch.get_num_threads()
-    for group in (config.model, config.data):
-        cli.anchor(group)
+    for group in (config.model, config.data, config.get(BUDGET)):
+        if group:
+            cli.anchor(group)
     if not config.dry_run and rank() == 0:
         write_text_atomic(folder / CONFIG_FILE, OmegaConf.to_yaml(config))
     return config, folder
@@ -234,7 +269,7 @@ def _group_sweep(config: DictConfig) -> None:
         config.logger.group = Path(hydra.sweep.dir).name
 
 
-def _settings(method: DictConfig) -> PTQSettings | QATSettings:
+def settings_of(method: DictConfig) -> PTQSettings | QATSettings:
     """The method group; ``loss`` and ``distance`` may be short names."""
     method = method.copy()
     for key in ("loss", "distance"):
@@ -245,6 +280,24 @@ def _settings(method: DictConfig) -> PTQSettings | QATSettings:
         )
     settings: PTQSettings | QATSettings = cli.make(method, "method")
     return settings
+
+
+def _with_budget(settings: PTQSettings | QATSettings, budget: Budget | None) -> PTQSettings | QATSettings:
+    if isinstance(settings, PTQSettings):
+        return replace(settings, budget=budget)
+    if budget is not None:
+        raise BudgetError("budgets are for method=ptq: leave them out, or search with method=ptq")
+    return settings
+
+
+def budget_of(config: DictConfig) -> Budget | None:
+    """The budget group; sizes as exported are those of the target, if there is one."""
+    if not config.get(BUDGET):
+        return None
+    budget: Budget = cli.make(config[BUDGET], BUDGET)
+    if config.get("target") is not None:
+        budget = replace(budget, exported_widths=target_named(config.target).weight_widths)
+    return budget if budget.given() else None
 
 
 def _model_info(loaded: LoadedModel, config: DictConfig) -> ModelInfo:
@@ -261,5 +314,13 @@ def _objective(result: SearchResult | QATResult) -> float:
     return float(result.metrics["searched"]["selection"]["distance"])
 
 
+def _end_of_sweep() -> None:
+    """A sweep with failures has failed, though it went on to its end."""
+    if FAILURES.lines:
+        print(f"error: {len(FAILURES.lines)} runs failed; the same command tries them again", file=sys.stderr)
+        sys.exit(cli.BAD_INPUT)
+
+
 if __name__ == "__main__":
     cli.run(main, place_run)
+    _end_of_sweep()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from fnmatch import fnmatchcase
 
 from dqss.errors import SearchSpaceError, near_match
@@ -30,6 +31,20 @@ class LayerInfo:
     types: tuple[str, ...]
     weight_axis: int
     input_axis: int
+
+
+class TieKind(Enum):
+    """What tensors are found to share a decision.
+
+    Attributes:
+        INPUTS: of layers that read one and the same tensor: queries, keys and values; both ways of a
+            residual block.
+        RESIDUAL: weights, and inputs, of layers whose outputs meet in one addition or concatenation,
+            directly or by way of norms, activations and the like.
+    """
+
+    INPUTS = "inputs"
+    RESIDUAL = "residual"
 
 
 PRODUCT = "Product"
@@ -79,11 +94,16 @@ class SearchSpace:
         name: recorded in the strategy.
         rules: the first that matches a layer decides it.
         products: the rules decide products of two activations too, which otherwise stay in float.
+        ties: groups of shell patterns; all tensors that a group matches (``conv1.weight``,
+            ``conv1.activation``, ``attn.product0.query``) share one decision.
+        found_ties: kinds of groups that are found in the network and share one as well.
     """
 
     name: str
     rules: tuple[Rule, ...]
     products: bool = False
+    ties: tuple[tuple[str, ...], ...] = ()
+    found_ties: tuple[TieKind, ...] = ()
 
     def candidates(self, layer: LayerInfo) -> LayerCandidates | None:
         """Candidates of ``layer``, or None where it stays in float.

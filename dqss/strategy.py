@@ -71,7 +71,7 @@ class Strategy(StrictModel):
         products: choices for the operands of products of two activations, by names such as
             ``blocks.0.attn.product1``: the second product in the forward of ``blocks.0.attn``.
         blocks: reserved for choices that concern more than one layer.
-        ties: groups of decisions that chose as one.
+        ties: groups that chose as one: of layers with one weight, and of tensors (``conv1.weight``).
         metrics: measured values; infinite and NaN numbers become null.
     """
 

@@ -277,9 +277,9 @@ class Supernet(nn.Module):
         for layer in self.layers.values():
             if layer.weight is not None:
                 layer.weight.freeze(original_weight(layer.module))
-        self._recognize()
+        self.recognize()
 
-    def _recognize(self) -> None:
+    def recognize(self) -> None:
         """Tell the decisions which options have come to the same; ties need it of all they rule."""
         found: dict[str, list[list[int]]] = {}
         for quantizer in self.quantizers():

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from math import inf, isnan
+from operator import ge
+from typing import cast
 
+from dqss.budget.limits import Limits
 from dqss.measure import Evaluator
 from dqss.mixed import MixedActivation, MixedWeight
 from dqss.spec import Candidate
@@ -43,6 +46,29 @@ def uniform_assignments(supernet: Supernet) -> dict[str, Assignment]:
             if assignment is not None and assignment not in found.values():
                 found[pair_name(weight, activation)] = assignment
     return found
+
+
+def affordable(
+    supernet: Supernet, uniform: dict[str, Assignment], limits: Limits | None
+) -> dict[str, Assignment]:
+    """The uniform strategies within a budget, without those that it would allow more bits.
+
+    Without limits, all.
+    """
+    if limits is None:
+        return uniform
+    kept = {name: found for name, found in uniform.items() if limits.hold(found)}
+    decisions = supernet.decisions
+    alike: dict[tuple[object, ...], list[tuple[str, list[int]]]] = {}
+    for name, found in kept.items():
+        options = [cast("Candidate", decisions[decision].options[k]) for decision, k in found.items()]
+        key = tuple((option.method, option.spec.scheme) for option in options)
+        alike.setdefault(key, []).append((name, [option.spec.bits for option in options]))
+    for group in alike.values():
+        for name, bits in group:
+            if any(more != bits and all(map(ge, more, bits)) for _, more in group):
+                del kept[name]
+    return kept
 
 
 def pair_name(weight: Candidate | None, activation: Candidate | None) -> str:

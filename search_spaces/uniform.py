@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dqss.errors import SearchSpaceError
-from dqss.space import Rule, SearchSpace
+from dqss.errors import SearchSpaceError, near_match
+from dqss.space import Rule, SearchSpace, TieKind
 from dqss.spec import MAX_BITS, MIN_BITS, Candidate, Granularity, PerChannel, PerGroup, PerTensor, QuantSpec
 
 Algorithms = Sequence[str | dict[str, Any] | tuple[str, dict[str, float]]]
@@ -55,6 +55,8 @@ def uniform(
     force: Sequence[str] = (),
     force_types: Sequence[str] = (),
     products: bool = False,
+    ties: Sequence[Sequence[str]] = (),
+    find_ties: Sequence[str] = (),
     name: str = "uniform",
 ) -> SearchSpace:
     """Every algorithm at every bit-width on every kind of grid, for all layers.
@@ -76,6 +78,10 @@ def uniform(
         products: also search the operands of products of two activations (queries by keys,
             probabilities by values), per tensor. ``skip`` knows them by names such as
             ``blocks.0.attn.product0``, ``skip_types`` by the type ``Product``.
+        ties: groups of patterns of tensors (``layer1.*.conv1.weight``, ``*.activation``) that share
+            one decision.
+        find_ties: kinds of such groups that are found in the network: ``"inputs"``, ``"residual"``; see
+            :class:`dqss.space.TieKind`.
         name: recorded in the strategy.
 
     Raises:
@@ -112,7 +118,8 @@ def uniform(
         rules.append(Rule(names=tuple(skip), skip=True))
     if skip_types:
         rules.append(Rule(types=tuple(skip_types), skip=True))
-    return SearchSpace(name, (*rules, Rule(weight, activation)), products)
+    groups = tuple(tuple(group) for group in ties if _is_group(group))
+    return SearchSpace(name, (*rules, Rule(weight, activation)), products, groups, _kinds(find_ties))
 
 
 def _candidates(
@@ -161,6 +168,22 @@ def granularities(words: Sequence[str], sizes: Sequence[int] = ()) -> list[Granu
         else:
             raise SearchSpaceError(f"granularity {word!r}: expected one of tensor, channel, group")
     return found
+
+
+def _is_group(group: Any) -> bool:
+    if isinstance(group, str) or not isinstance(group, Sequence) or not group:
+        raise SearchSpaceError(
+            f"ties: {group!r}: expected groups, each a list of patterns: [[a.weight, b.*]]"
+        )
+    return True
+
+
+def _kinds(words: Sequence[str]) -> tuple[TieKind, ...]:
+    known = [kind.value for kind in TieKind]
+    for word in several(words):
+        if word not in known:
+            raise SearchSpaceError(f"find_ties: {word!r}{near_match(str(word), known)}: expected {known}")
+    return tuple(TieKind(word) for word in several(words))
 
 
 def several(value: Any) -> list[Any]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dqss.budget.limits import Budget, Limits
+from dqss.budget.workload import watch
 from dqss.calls import call_model, first_tensor
 from dqss.errors import DataError, NonFiniteError
 from dqss.io import Journal
@@ -24,6 +26,7 @@ from dqss.progress import Reporter
 from dqss.samples import Samples, split
 from dqss.space import SearchSpace
 from dqss.supernet import Supernet
+from dqss.ties import tie
 
 
 def build(
@@ -71,9 +74,25 @@ def build(
 
         inputs = (to_device(samples.batch(run), device) for run in runs)
         supernet.calibrate(inputs, keep, evaluator.probes(known), distance)
+    if space.ties or space.found_ties:
+        tie(supernet, to_device(samples.batch(known[:1]), device))
+        evaluator.meter.forward(1)
     if folder is not None:
         search_identity(prepared, samples, supernet, settings, distance, seed).check(journal)
     return prepared, evaluator
+
+
+def limits_of(budget: Budget | None, evaluator: Evaluator) -> Limits | None:
+    """A budget on a calibrated supernet, whose work one input shows; None where nothing is limited.
+
+    Raises:
+        BudgetError: where no assignment keeps all limits.
+    """
+    if budget is None or not budget.given():
+        return None
+    one = evaluator.samples.batch(evaluator.parts["search"][:1])
+    evaluator.meter.forward(1)
+    return budget.on(evaluator.supernet, watch(evaluator.supernet, to_device(one, evaluator.device)))
 
 
 def left_out(model: nn.Module, space: SearchSpace) -> set[str]:

@@ -11,6 +11,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from dqss.budget.limits import Limits
 from dqss.errors import UserError
 from dqss.lit.checkpoint import AtomicCheckpoints, Deadline, SafeKeeping, restore, resumable_step
 from dqss.lit.device import device_of
@@ -36,6 +37,7 @@ def fit_ptq(
     reporter: Reporter,
     trainer: Mapping[str, Any],
     logger: Logger | bool,
+    limits: Limits | None = None,
 ) -> PTQSearch:
     """Run all steps that are still to be done, and settle the supernet as the last one leaves it."""
     steps = planned_steps(settings, evaluator.supernet)
@@ -57,6 +59,7 @@ def fit_ptq(
         settings.discrete_images,
         settings.settle,
         settings.stop_after,
+        limits,
     )
     restore(module, checkpoint)
     with reporter.stage("search", steps) as stage:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dqss.budget.steer import Steering
 from dqss.decision import Decision, set_outcomes
 from dqss.effects import logits_of_entropy, pool, potentials
 from dqss.errors import NonFiniteError
@@ -29,21 +30,29 @@ class MeanField(Optimizer):
     its logits. It still counts for the temperature, with the effects last known: the others are
     neither hotter nor colder because of it, and follow the path that they would follow anyway.
 
+    With a budget, what an option costs is added to its effect, see :mod:`dqss.budget.steer`.
+
     Args:
         decisions: whose logits to set.
         entropy: share of ``log K`` that is wanted after each step, as a function of the number of
             steps done.
         memory: factor on all that is known, each step; forgets the samples of early
             probabilities.
+        steering: towards the limits of a budget; None: there is none.
     """
 
     def __init__(
-        self, decisions: Sequence[Decision], entropy: Callable[[int], float], memory: float = 0.99
+        self,
+        decisions: Sequence[Decision],
+        entropy: Callable[[int], float],
+        memory: float = 0.99,
+        steering: Steering | None = None,
     ) -> None:
         super().__init__([decision.logits for decision in decisions], {"memory": memory})
         self.decisions = list(decisions)
         self.entropy = entropy
         self._potentials: list[tuple[list[Decision], Tensor]] = []
+        self.steering = steering
         for logits in self._logits():
             # Of their final shape from the start, so that checkpoints always fit.
             k = len(logits)
@@ -68,11 +77,15 @@ class MeanField(Optimizer):
             groups.setdefault((len(decision.options), decision.outcomes), []).append(decision)
         found = [potentials(*self._known(group)) for group in groups.values()]
         self._potentials = list(zip(groups.values(), found, strict=True))
+        if self.steering is not None:
+            found = self.steering.priced(list(groups.values()), found)
         done = int(self.state[self.decisions[0].logits]["step"])
         for group, rows in zip(groups.values(), logits_of_entropy(found, self.entropy(done)), strict=True):
             live = [k for k, decision in enumerate(group) if not decision.frozen]
             if live:
                 set_outcomes([group[k] for k in live], rows[live])
+        if self.steering is not None:
+            self.steering.adapt()
         return loss
 
     def _learn(self) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from dqss.budget.limits import Limits
+from dqss.budget.steer import Steering
 from dqss.calls import call_model
 from dqss.decision import entropies, margins, outcome_probabilities
 from dqss.errors import NonFiniteError
@@ -76,6 +78,7 @@ class PTQSearch(SteppedModule):
         settle: when decisions are frozen to their choice.
         stop_after: the search is done when its argmax has not changed in so many steps (None: never
             before its last), see :class:`dqss.lit.unchanged.Unchanged`.
+        limits: of a budget, which steer the search and which every assignment found keeps.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class PTQSearch(SteppedModule):
         discrete_images: int = 32,
         settle: Settling = NEVER,
         stop_after: int | None = None,
+        limits: Limits | None = None,
     ) -> None:
         super().__init__()
         self.supernet = evaluator.supernet
@@ -104,8 +108,9 @@ class PTQSearch(SteppedModule):
         self.trajectory = Trajectory(self._decisions, batches.steps)
         self.effects: dict[str, Tensor] = {}
         """What was learned of each decision's options, see :meth:`MeanField.learned`; from checkpoints."""
+        self.steering = None if limits is None else Steering(self._decisions, limits)
         self.found: list[dict[str, int]] = []
-        """The argmax after each fall of the entropy, see :meth:`Schedule.cold`."""
+        """What is chosen after each fall of the entropy, see :meth:`Schedule.cold`."""
         self.seconds = 0.0
         self.strict_loading = False
 
@@ -115,7 +120,12 @@ class PTQSearch(SteppedModule):
 
     def configure_optimizers(self) -> Any:
         """What the schedule moves the logits with."""
-        return self.schedule.optimizer(self._decisions, self.batches.steps, self.learning_rate)
+        steps = self.batches.steps
+        return self.schedule.optimizer(self._decisions, steps, self.learning_rate, self.steering)
+
+    def choose(self) -> dict[str, int]:
+        """The argmax, or with a budget the best assignment within it."""
+        return self.supernet.argmax() if self.steering is None else self.steering.choose()
 
     def train_dataloader(self) -> DataLoader[list[int]]:
         """One element a step."""
@@ -129,7 +139,7 @@ class PTQSearch(SteppedModule):
         """One forward pass of the mixture; the loss and what history keeps of it."""
         started, step = time.perf_counter(), self.global_step
         if step in self.schedule.cold(self.batches.steps):
-            self.found.append(self.supernet.argmax())
+            self.found.append(self.choose())
         progress = step / max(self.batches.steps - 1, 1)
         self._relax(progress, step)
         inputs = to_device(self.evaluator.samples.batch(indices), self.device)
@@ -151,7 +161,10 @@ class PTQSearch(SteppedModule):
             probabilities = outcome_probabilities(self._decisions)
             entropy = entropies(probabilities).mean()
         self._remember(step, loss, entropy, margins(probabilities), started)
-        return loss + weight * entropy if weight else loss
+        total = loss + weight * entropy if weight else loss
+        if self.steering is not None and not self.schedule.prices_effects:
+            total = total + self.steering.penalty(loss)
+        return total
 
     def _relax(self, progress: float, step: int) -> None:
         self.supernet.relax(self.schedule.relaxation(progress))
@@ -186,9 +199,7 @@ class PTQSearch(SteppedModule):
             "margin_min": margin.min().item(),
         }
         if self.discrete_every and (step % self.discrete_every == 0 or step == self.batches.steps - 1):
-            row["discrete_distance"] = self.evaluator.measure(
-                self.supernet.argmax(), "refine", self.discrete_images
-            )
+            row["discrete_distance"] = self.evaluator.measure(self.choose(), "refine", self.discrete_images)
         if self.settled.settling.margin is not None:
             row["frozen"] = len(self.settled.frozen)
         row["seconds"] = time.perf_counter() - started
@@ -196,8 +207,8 @@ class PTQSearch(SteppedModule):
         self.log_row(row)
 
     def settle(self) -> None:
-        """Relax as the last step does, and note the last argmax, however the search came to its end."""
-        self.found.append(self.supernet.argmax())
+        """Relax as the last step does, and note the last choice, however the search came to its end."""
+        self.found.append(self.choose())
         self.trajectory.keep()
         self._relax(1.0, self.batches.steps - 1)
 
@@ -217,6 +228,8 @@ class PTQSearch(SteppedModule):
         optimizer = self.optimizers(use_pl_optimizer=False)
         self.effects = optimizer.learned() if isinstance(optimizer, MeanField) else {}
         checkpoint["effects"] = self.effects
+        if self.steering is not None:
+            checkpoint["steering"] = self.steering.state_dict()
         checkpoint["evaluations"] = self.evaluator.meter.evaluations
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -230,4 +243,6 @@ class PTQSearch(SteppedModule):
         self.unchanged.load_state_dict(checkpoint["unchanged"])
         self.trajectory.load_state_dict(checkpoint["trajectory"])
         self.effects = dict(checkpoint["effects"])
+        if self.steering is not None:
+            self.steering.load_state_dict(checkpoint["steering"])
         self.evaluator.meter.evaluations = int(checkpoint["evaluations"])

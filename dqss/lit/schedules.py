@@ -6,10 +6,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
+from dqss.budget.steer import Steering
 from dqss.decision import Decision, Relaxation, Sampled, Softmax, StraightThroughGumbel
 from dqss.errors import UserError
 from dqss.lit.mean_field import MeanField
@@ -39,10 +40,20 @@ class Schedule(ABC):
         """Numbers of steps after which the argmax is worth measuring; the last is ``steps``."""
         return [steps]
 
-    def optimizer(self, decisions: Sequence[Decision], steps: int, learning_rate: float) -> dict[str, Any]:
+    prices_effects: ClassVar[bool] = False
+    """Whether its optimizer adds the costs of options to their effects, so that the loss need not."""
+
+    def optimizer(
+        self,
+        decisions: Sequence[Decision],
+        steps: int,
+        learning_rate: float,
+        steering: Steering | None = None,
+    ) -> dict[str, Any]:
         """What moves the logits, in the words of Lightning: Adam, its rate falling linearly to 0.
 
-        Sampled gradients are noisy: with a constant rate the last few steps would decide.
+        Sampled gradients are noisy: with a constant rate the last few steps would decide. Limits come
+        in by the loss.
         """
         logits = [decision.logits for decision in decisions]
         adam = torch.optim.Adam(logits, lr=learning_rate, betas=(0.9, 0.99))
@@ -78,6 +89,7 @@ class MeanFieldSchedule(Schedule):
     reheats: int = 3
     reheat_entropy: float = 0.3
     reheat_steps: int = 100
+    prices_effects: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("entropy", "final_entropy", "reheat_entropy"):
@@ -96,7 +108,13 @@ class MeanFieldSchedule(Schedule):
         """See :meth:`Schedule.relaxation`."""
         return Sampled()
 
-    def optimizer(self, decisions: Sequence[Decision], steps: int, learning_rate: float) -> dict[str, Any]:
+    def optimizer(
+        self,
+        decisions: Sequence[Decision],
+        steps: int,
+        learning_rate: float,
+        steering: Steering | None = None,
+    ) -> dict[str, Any]:
         """See :meth:`Schedule.optimizer`."""
         falls = self._falls(steps)
 
@@ -106,7 +124,7 @@ class MeanFieldSchedule(Schedule):
             return min(max(share, 1e-3), 0.999)  # at 0 and 1 the temperature would be 0 and infinite
 
         memory = min(self.memory * steps, self.longest_memory)
-        return {"optimizer": MeanField(decisions, wanted, 1.0 - min(1.0, 1.0 / memory))}
+        return {"optimizer": MeanField(decisions, wanted, 1.0 - min(1.0, 1.0 / memory), steering)}
 
     def cold(self, steps: int) -> list[int]:
         """See :meth:`Schedule.cold`: where the entropy has fallen."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from dqss import __version__
 from dqss.apply import apply_strategy, make_bundle
+from dqss.budget.limits import Budget, Limits
 from dqss.bundle import Bundle
 from dqss.discretize import Discretized, discretize
 from dqss.errors import UserError
 from dqss.io import ensure_folder, write_json_atomic
-from dqss.lit.build import build
+from dqss.lit.build import build, limits_of
 from dqss.lit.checkpoint import Deadline, write_history
 from dqss.lit.clock import Clock
 from dqss.lit.contenders import Validation, measure_contenders
@@ -37,7 +38,7 @@ from dqss.samples import Samples
 from dqss.space import SearchSpace
 from dqss.strategy import ModelInfo, utc_now
 from dqss.supernet import Assignment, Supernet
-from dqss.uniform import uniform_assignments
+from dqss.uniform import affordable, uniform_assignments
 
 REFINE_SHARE = 0.85
 """Share of ``max_minutes`` at which the refinement stops; see also :data:`dqss.lit.fit.SEARCH_SHARE`."""
@@ -82,6 +83,7 @@ def search_ptq(
     trainer: Mapping[str, Any] | None = None,
     logger: Logger | bool = False,
     report_images: int = 8,
+    budget: Budget | None = None,
 ) -> SearchResult:
     """Find a quantization strategy for every layer of a trained network (arXiv 2404.08010).
 
@@ -101,10 +103,11 @@ def search_ptq(
         logger: of Lightning.
         report_images: inputs shown in ``report.html``, those that change most; 0 for none, where
             the page may be seen by people who may not see the inputs.
+        budget: what the exported network may cost, instead of the settings' own.
 
     Returns:
         The strategy and all that was measured. On the selection part it is never worse than
-        the best uniform strategy.
+        the best uniform strategy, of those within the budget if there is one.
 
     Raises:
         UserError: for inputs, models or search spaces that cannot be searched.
@@ -112,6 +115,7 @@ def search_ptq(
     settings, reporter = settings or PTQSettings(), reporter or Reporter()
     if report_images < 0:
         raise UserError(f"report_images={report_images}: expected 0 or more")
+    settings = settings if budget is None else replace(settings, budget=budget)
     clock = Clock()
     deadline = Deadline(settings.max_minutes)
     folder = None if run_dir is None else ensure_folder(run_dir)
@@ -119,21 +123,25 @@ def search_ptq(
     samples = inputs if isinstance(inputs, Samples) else Samples.of(inputs)
     with clock.time("calibrate"):
         prepared, evaluator = build(model, samples, search_space, settings, seed, folder, device, reporter)
-    uniform = uniform_assignments(evaluator.supernet)
+    limits = limits_of(settings.budget, evaluator)
+    uniform = affordable(evaluator.supernet, uniform_assignments(evaluator.supernet), limits)
     with recomputing(evaluator.supernet, settings.recompute or ()):
         with clock.time("search"):
-            module = fit_ptq(evaluator, settings, seed, folder, deadline, reporter, trainer or {}, logger)
+            module = fit_ptq(
+                evaluator, settings, seed, folder, deadline, reporter, trainer or {}, logger, limits
+            )
             evaluator.supernet.to(device)
         with clock.time("discretize"):
-            outcome = _discretize(evaluator, module.found, uniform, settings, deadline, reporter)
+            outcome = _discretize(evaluator, module.found, uniform, settings, deadline, reporter, limits)
     cost = {"steps": len(module.history), "evaluations": evaluator.meter.evaluations}
     with clock.time("report"):
         oracle = settings.oracle and not deadline.passed(REFINE_SHARE)
         measured = measure_contenders(evaluator, outcome, uniform, validation, oracle, reporter)
     metrics = {**measured, **cost, "seconds": clock.seconds}
+    exported = outcome.assignments[outcome.exported]
     bundle = make_bundle(
         evaluator.supernet,
-        outcome.assignments[outcome.exported],
+        exported,
         prepared,
         info or _from_python(model),
         samples.batch(evaluator.parts["search"][:1]),
@@ -142,7 +150,7 @@ def search_ptq(
         search_space=search_space.name,
         method="ptq",
         seed=seed,
-        budget=None,
+        budget=None if module.steering is None else module.steering.record(exported),
         metrics={name: measured[name] for name in ("searched", "best_uniform", "float")},
     )
     if folder is not None and rank() == 0:
@@ -162,6 +170,7 @@ def _discretize(
     settings: PTQSettings,
     deadline: Deadline,
     reporter: Reporter,
+    limits: Limits | None,
 ) -> Discretized:
     planned = int(settings.refine.passes * len(evaluator.parts["refine"]))
     with reporter.stage("discretize", planned) as stage:
@@ -177,6 +186,7 @@ def _discretize(
             settings.finalists,
             settings.screen_images,
             lambda: deadline.passed(REFINE_SHARE),
+            limits,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dqss.budget.limits import Budget
 from dqss.discretize import RefineSettings
 from dqss.errors import UserError
 from dqss.lit.schedules import MeanFieldSchedule, Schedule
@@ -52,6 +53,7 @@ class PTQSettings:
         finalists: uniform strategies that are measured on all of the part that is searched on; the
             best of them meets the searched one on the selection part.
         oracle: measure every uniform strategy on the validation data, not only the finalists.
+        budget: what the exported network may cost; None: whatever it takes.
         max_minutes: limit on the wall clock; the best so far is exported.
         checkpoint_every: steps.
         discrete_every, discrete_images: how often, and on how many images, the
@@ -72,6 +74,7 @@ class PTQSettings:
     screen_images: int = FIRST_RUNG
     finalists: int = 4
     oracle: bool = False
+    budget: Budget | None = None
     max_minutes: float | None = None
     checkpoint_every: int = 20
     discrete_every: int = 50

@@ -15,7 +15,7 @@ from torch import nn
 from dqss.calls import call_model
 from dqss.choice import TensorChoice
 from dqss.coverage import Coverage
-from dqss.lit.build import build
+from dqss.lit.build import build, limits_of
 from dqss.lit.fit import planned_steps
 from dqss.lit.objective import Objective
 from dqss.lit.qat_build import CALIBRATION_BATCH, build_qat
@@ -54,6 +54,7 @@ def print_result(console: Console, result: SearchResult | QATResult, folder: Pat
             table.add_row(_plain(name), operand, "", *_cells(choice, several["activation"]))
     console.print(table)
     _print_coverage(console, result.supernet.coverage)
+    print_budget(console, result.bundle.strategy.budget)
     rows = result.metrics
     best = rows["best_uniform"]
     if best is not None:
@@ -66,6 +67,15 @@ def print_result(console: Console, result: SearchResult | QATResult, folder: Pat
         console.print(
             f"strategy in {folder}, with a page to look at: {REPORT_FILE}", soft_wrap=True, markup=False
         )
+
+
+def print_budget(console: Console, budget: Mapping[str, Any] | None) -> None:
+    """A line for each limit, with what the exported strategy costs."""
+    if budget is None:
+        return
+    console.print()
+    for name, most in budget["limits"].items():
+        _narrow(console).print(f"budget {name}: {budget['achieved'][name]:.6g} of {most:.6g}")
 
 
 def print_rows(console: Console, rows: Mapping[str, Any], names: Iterable[str], part: str) -> None:
@@ -91,6 +101,7 @@ def print_plan(
     _, evaluator = build(model, few, space, settings, seed, None, device, Reporter())
     setup = time.perf_counter() - started
     supernet = evaluator.supernet
+    limits_of(settings.budget, evaluator)  # refuses what no choice keeps
     _print_candidates(console, supernet)
     indices = evaluator.parts["search"][: evaluator.batch_size]
     with recomputing(supernet, settings.recompute or ()):
@@ -199,6 +210,8 @@ def _print_coverage(console: Console, coverage: Coverage) -> None:
         if names:
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             console.print(_plain(f"{words}: {shown}"), soft_wrap=True)
+    for group in coverage.ties:
+        console.print(_plain(f"one decision: {', '.join(group)}"), soft_wrap=True)
     count = len(coverage.products)
     if count:
         console.print(

@@ -13,7 +13,7 @@ from dqss.lit.qat_settings import QATSettings
 from dqss.lit.schedules import Schedule
 from dqss.lit.settings import PTQSettings
 from dqss.models import LoadedModel
-from dqss.search import _settings
+from dqss.search import settings_of
 from dqss.space import SearchSpace
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -58,7 +58,7 @@ def test_group_options_make_what_they_say(group: str, option: str) -> None:
     if group in KINDS:
         assert isinstance(cli.make(found[group], group), KINDS[group])
     elif group in ("method", "schedule"):
-        settings = _settings(found.method)
+        settings = settings_of(found.method)
         assert isinstance(settings, METHODS[option] if group == "method" else PTQSettings)
         assert isinstance(settings.schedule, Schedule)
     elif found[group] and "_target_" in found[group]:
@@ -66,8 +66,8 @@ def test_group_options_make_what_they_say(group: str, option: str) -> None:
 
 
 def test_the_settings_in_the_files_are_those_in_the_code() -> None:
-    assert _settings(config().method) == PTQSettings()
-    assert _settings(config("method=qat").method) == QATSettings()
+    assert settings_of(config().method) == PTQSettings()
+    assert settings_of(config("method=qat").method) == QATSettings()
 
 
 @pytest.mark.parametrize("name", ["search", "evaluate", "train"])
