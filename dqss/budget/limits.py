@@ -171,7 +171,7 @@ class Limits:
         found = []
         for limit in self.limits:
             prices = limit.cost.prices(probabilities)
-            found.append({name: price / limit.most for name, price in prices.items()})
+            found.append({name: price / limit.scale for name, price in prices.items()})
         return found
 
 

@@ -39,6 +39,11 @@ class Limit:
         """Whether an assignment keeps it, exactly."""
         return self.cost.of(assignment) <= self.most
 
+    @property
+    def scale(self) -> float:
+        """What costs are divided by to be compared with other limits' costs."""
+        return self.most or 1.0
+
 
 def minimize(
     objective: SumCost, options: Mapping[str, int], limits: Sequence[Limit]

@@ -78,7 +78,7 @@ class _Changes:
         self.current, self._prices = current, limits.prices(certain)
         # A peak is no sum: what is above it has to be counted exactly.
         self._sums = [not isinstance(limit.cost, PeakCost) for limit in limits.limits]
-        rooms = [1 - limit.cost.of(current) / limit.most for limit in limits.limits]
+        rooms = [(limit.most - limit.cost.of(current)) / limit.scale for limit in limits.limits]
         self.room = np.array(rooms) + HAIR
 
     def of(self, switch: Switch) -> Array:

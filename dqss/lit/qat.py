@@ -22,6 +22,7 @@ from dqss.lit.qat_settings import QATSettings
 from dqss.lit.schedules import Schedule
 from dqss.lit.stepped import HistoryRow, SteppedModule
 from dqss.lit.training_data import Batch, Steps, TrainingData, seeded
+from dqss.lit.trajectory import Trajectory
 from dqss.lit.updates import Update
 from dqss.trainable import TrainableSupernet
 
@@ -63,6 +64,10 @@ class QATTraining(SteppedModule):
         settings: rates and optimizer.
         seed: of batches, augmentation, noise and dropout.
         accumulate: batches to one step of the optimizer.
+
+    Attributes:
+        trajectory: of the logits; stays empty where every decision is fixed.
+        effects: see :meth:`dqss.lit.mean_field.MeanField.learned`; empty without mean field.
     """
 
     def __init__(
@@ -82,6 +87,8 @@ class QATTraining(SteppedModule):
         """Batches done; those of an unfinished step of the optimizer are done again after a resume."""
         self._decisions = list(supernet.decisions.values())
         self._learnable = supernet.learnable()
+        self.trajectory = Trajectory(self._decisions, self.steps)
+        self.effects: dict[str, Tensor] = {}
 
     @property
     def steps(self) -> int:
@@ -144,6 +151,8 @@ class QATTraining(SteppedModule):
         """A whole step, backward pass included; then keep scales and clips valid."""
         super().optimizer_step(*args, **kwargs)
         self.supernet.constrain()
+        if self.phase.schedule is not None:
+            self.trajectory.observe()
 
     def _remember(self, loss: Tensor, entropy: Tensor, margin: Tensor, started: float) -> None:
         row: HistoryRow = {
@@ -218,8 +227,14 @@ class QATTraining(SteppedModule):
         """Plain numbers beside the tensors, so that loading one runs nothing."""
         checkpoint["history"] = self.history
         checkpoint["batches"] = self.global_step * self.accumulate
+        checkpoint["trajectory"] = self.trajectory.state_dict()
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        self.effects = optimizer.mean_field.learned() if isinstance(optimizer, WithMeanField) else {}
+        checkpoint["effects"] = self.effects
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Undo :meth:`on_save_checkpoint`."""
         self.history = list(checkpoint["history"])
         self.position = int(checkpoint["batches"])
+        self.trajectory.load_state_dict(checkpoint["trajectory"])
+        self.effects = dict(checkpoint["effects"])

@@ -27,8 +27,10 @@ from dqss.lit.qat_build import CALIBRATION_BATCH, Trainable, build_qat
 from dqss.lit.qat_fit import fit_qat
 from dqss.lit.qat_settings import QATSettings, Start
 from dqss.lit.ranks import rank
+from dqss.lit.record import training_record
 from dqss.lit.stepped import HistoryRow
 from dqss.lit.training_data import Steps, TrainingData
+from dqss.lit.trajectory import TRAJECTORY_FILE
 from dqss.lit.updates import SinglePass
 from dqss.measure import batches, measure_networks, to_device
 from dqss.prepare.modules import unwrap
@@ -116,7 +118,8 @@ def search_qat(
     run = _Run(work, data, samples, settings, seed, folder, deadline, reporter, trainer or {}, logger)
     initial = {key: value.clone() for key, value in work.supernet.state_dict().items()}
     with clock.time(SEARCH):
-        history = run.search()
+        searched = run.search()
+        history = searched.history
         assignment = work.supernet.argmax()
         run.take(assignment)
     with clock.time("report"):
@@ -156,6 +159,9 @@ def search_qat(
         write_history(folder, history)
         write_json_atomic(folder / "metrics.json", metrics)
         bundle = bundle.save(folder)
+        searched.trajectory.save(folder / TRAJECTORY_FILE)
+        loss = "the data's loss" if settings.distillation == 0 else work.distance.name
+        training_record(work.supernet, assignment, searched.effects, loss, device).save(folder)
         write_report([folder])
     return QATResult(bundle, metrics, history, work.supernet, model)
 
@@ -176,13 +182,15 @@ class _Run:
     logger: Logger | bool
     steps: int = 0
 
-    def search(self) -> list[HistoryRow]:
+    def search(self) -> QATTraining:
         """Everything learns."""
         settings = self.settings
         phase = Phase(
             SEARCH, self._batches(settings.epochs), settings.warmup, settings.schedule, settings.update
         )
-        return self._fit(phase, SEARCH_SHARE, ()).history
+        searched = self._fit(phase, SEARCH_SHARE, ())
+        searched.trajectory.keep()
+        return searched
 
     def tune(
         self, assignment: Assignment, initial: Mapping[str, Tensor], earlier: list[HistoryRow]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping
 from importlib import metadata
-from math import isfinite
+from math import isfinite, nan
 from statistics import mean, stdev
 
 import torch
@@ -60,6 +60,35 @@ def record(
         },
         distances=[value if isfinite(value) else None for value in distances],
         examples=most_changed(evaluator, _finite(distances), _contexts(supernet, outcome), images),
+    )
+
+
+def training_record(
+    supernet: Supernet, chosen: Assignment, learned: Mapping[str, Tensor], loss: str, device: torch.device
+) -> RunRecord:
+    """The same of a QAT search, in which networks change: no single inputs, no effects but learned ones.
+
+    Args:
+        supernet: at the end; what was not chosen is as the search left it.
+        chosen: the exported assignment.
+        learned: as for :func:`record`.
+        loss: name of what was minimized.
+        device: that it ran on.
+    """
+    unknown = torch.tensor(nan)
+    return RunRecord(
+        versions=_versions(device),
+        effects="mean_field" if learned else "unknown",
+        loss=loss,
+        gain=None,
+        pictures=False,
+        tensors=list(_tensors(supernet)),
+        decisions={
+            name: _decision(decision, learned.get(name, unknown[None]), chosen[name])
+            for name, decision in supernet.decisions.items()
+        },
+        distances=[],
+        examples=[],
     )
 
 

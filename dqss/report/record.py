@@ -131,7 +131,7 @@ class RunRecord(StrictModel):
 
     version: Literal[1] = 1
     versions: dict[str, str]
-    effects: Literal["mean_field", "first_order"]
+    effects: Literal["mean_field", "first_order", "unknown"]
     loss: str
     gain: Gain | None
     pictures: bool

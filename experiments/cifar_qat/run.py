@@ -88,19 +88,31 @@ def drawn(bits: int, seed: int, model: nn.Module) -> SearchSpace:
 
 
 MEAN_FIELD = MeanFieldSchedule(reheats=0)
+RAMP = SoftmaxSchedule(entropy=0.5, entropy_delay=0.3)
+"""A softmax that is pressed towards certainty."""
+
+
+def searched(share: float = 0.4, **changes: Any) -> Row:
+    """A search among all candidates, by the softmax unless something else is said."""
+    return Row(everything, share, {"schedule": RAMP, **changes})
+
+
 ROWS: dict[str, Row] = {
     **{f"uniform_{name}": Row(uniform(*pair)) for name, pair in UNIFORM.items()},
     "random": Row(drawn),
-    "mean_field": Row(everything, 0.4, {"schedule": MEAN_FIELD}),
-    "softmax": Row(everything, 0.4, {"schedule": SoftmaxSchedule(entropy=0.5, entropy_delay=0.3)}),
-    "gumbel": Row(everything, 0.4, {"schedule": GumbelSchedule(1.0, 0.5)}),
-    "bilevel": Row(everything, 0.4, {"schedule": SoftmaxSchedule(), "update": Bilevel()}),
-    "no_warmup": Row(everything, 0.4, {"schedule": MEAN_FIELD, "warmup": 0.0}),
-    "from_float": Row(everything, 0.4, {"schedule": MEAN_FIELD, "start": Start.FLOAT}),
-    "no_compensation": Row(
-        everything, 0.4, {"schedule": SoftmaxSchedule(entropy=0.5, entropy_delay=0.3), "compensate": False}
-    ),
-    "search_only": Row(everything, 1.0, {"schedule": MEAN_FIELD}),
+    "softmax": searched(),
+    "softmax_5x": searched(logit_rate=0.1),
+    "softmax_5x_quarter": searched(0.25, logit_rate=0.1),
+    "gumbel": searched(schedule=GumbelSchedule(1.0, 0.5)),
+    "mean_field": searched(schedule=MEAN_FIELD),
+    "bilevel": searched(schedule=SoftmaxSchedule(), update=Bilevel()),
+    "bilevel_5x": searched(logit_rate=0.1, update=Bilevel()),
+    "softmax_5x_no_warmup": searched(logit_rate=0.1, warmup=0.0),
+    "softmax_5x_no_compensation": searched(logit_rate=0.1, compensate=False),
+    "softmax_5x_from_float": searched(logit_rate=0.1, start=Start.FLOAT),
+    "softmax_5x_search_only": searched(1.0, logit_rate=0.1),
+    "from_float": searched(schedule=MEAN_FIELD, start=Start.FLOAT),
+    "search_only": searched(1.0, schedule=MEAN_FIELD),
 }
 
 

@@ -69,7 +69,7 @@ def refused(cwd: Path, *words: object) -> str:
         (["model=own", "model.target=nowhere:net"], "nowhere cannot be imported"),
         (["model=timm", "model.name=mobilenetv2_10"], "timm has no model 'mobilenetv2_10' (did you mean"),
         (["trainer.accelerator=gpuu"], "trainer.accelerator=gpuu (did you mean 'gpu'?)"),
-        (["+trainer.devices=2"], "one device"),
+        (["+trainer.devices=2"], "torchrun --nproc_per_node=2"),
         (["+trainer.max_step=2"], "trainer: "),
         (["logger=csv", "+logger.colour=red"], "logger.colour: unknown option"),
     ],
