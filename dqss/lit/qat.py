@@ -95,6 +95,11 @@ class QATTraining(SteppedModule):
         """See :attr:`SteppedModule.steps`."""
         return -(-self.phase.batches // self.accumulate)
 
+    @property
+    def between_steps(self) -> bool:
+        """See :attr:`SteppedModule.between_steps`."""
+        return self.position % self.accumulate == 0
+
     def batches(self) -> Steps:
         """The numbered batches of this process."""
         plans = self.phase.update.plans(len(self.data), self.settings.batch_size, self.seed)
