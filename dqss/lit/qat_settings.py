@@ -41,6 +41,8 @@ class QATSettings:
         warmup: share of them in which the logits stand still, at equal probabilities.
         tune_epochs: passes with the argmax alone, after the search; 0: none.
         start: weights, scales and clips that the tuning starts from.
+        restart: rates fall to zero in the search, and once more in the tuning; otherwise they fall once
+            over both. A tuning that starts from the float weights always begins anew.
         update: all from one loss in one pass, or in turn.
         compensate: undo the scaling of what scales and clips learn by their candidate's probability.
         batch_size: of all processes together.
@@ -48,7 +50,7 @@ class QATSettings:
             ``weight_decay``: weights, quantizers (marked ``relative``), logits.
         learning_rate, quantizer_rate, logit_rate: of the three, at their highest.
         weight_decay: of the weights.
-        ramp: share of the steps in which the rates rise; then they fall to zero with a cosine.
+        ramp: share of the steps in which the rates rise; then they fall with a cosine.
         schedule: relaxation over the steps of the search.
         loss: to the labels; None: cross-entropy for classes, L1 for pictures, and where there are no
             labels the distance.
@@ -66,6 +68,7 @@ class QATSettings:
     warmup: float = 0.2
     tune_epochs: float = 5
     start: Start | str = Start.SEARCHED
+    restart: bool = False
     update: Update = field(default_factory=SinglePass)
     compensate: bool = True
     batch_size: int = 128
