@@ -89,7 +89,7 @@ class ImageFolder(CalibrationDataModule):
             config.size, crop_pct=config.crop_pct, crop_mode=config.crop_mode, **shared
         )
         self.augment: Transform = create_transform(
-            config.size, is_training=True, scale=SCALE, color_jitter=None, **shared
+            config.size, is_training=True, scale=SCALE, color_jitter=0.0, **shared
         )
 
     def calibration(self) -> Samples:
