@@ -29,6 +29,11 @@ def _adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     return RelativeAdamW(groups, betas=(0.9, 0.99))
 
 
+def _pressed() -> Schedule:
+    """A softmax that is pressed towards certainty; ``experiments/cifar_qat`` compares it with others."""
+    return SoftmaxSchedule(entropy=0.5, entropy_delay=0.3)
+
+
 @dataclass(frozen=True)
 class QATSettings:
     """Settings of :func:`dqss.search_qat`; the method group of the configuration.
@@ -64,21 +69,21 @@ class QATSettings:
         record_every: steps between two rows of ``history.csv``.
     """
 
-    epochs: float = 5
+    epochs: float = 2.5
     warmup: float = 0.2
-    tune_epochs: float = 5
+    tune_epochs: float = 7.5
     start: Start | str = Start.SEARCHED
-    restart: bool = False
+    restart: bool = True
     update: Update = field(default_factory=SinglePass)
     compensate: bool = True
     batch_size: int = 128
     optimizer: MakeOptimizer = _adam
     learning_rate: float = 1e-3
     quantizer_rate: float = 1e-2
-    logit_rate: float = 2e-2
+    logit_rate: float = 0.1
     weight_decay: float = 1e-4
     ramp: float = 0.05
-    schedule: Schedule = field(default_factory=SoftmaxSchedule)
+    schedule: Schedule = field(default_factory=_pressed)
     loss: SearchLoss | None = None
     distillation: float = 0.0
     distance: Distance | None = None

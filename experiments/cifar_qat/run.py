@@ -87,22 +87,22 @@ def drawn(bits: int, seed: int, model: nn.Module) -> SearchSpace:
     return SearchSpace("drawn", (*rules, *learned(bits, bits, edges=EDGES).rules[:1]))
 
 
-FAST = 0.1
-"""Rate of the logits: five times the default that the study began with."""
 RAMP = SoftmaxSchedule(entropy=0.5, entropy_delay=0.3)
 """A softmax that is pressed towards certainty."""
 COOLED = SoftmaxSchedule(final_temperature=0.1)
 MEAN_FIELD = MeanFieldSchedule(reheats=0)
+QUARTER = 0.25
+"""Of the epochs for the search."""
 
 
-def searched(share: float = 0.4, **changes: Any) -> Row:
+def searched(share: float = QUARTER, **changes: Any) -> Row:
     """A search among all candidates, by the softmax unless something else is said."""
-    return Row(everything, share, {"schedule": RAMP, "logit_rate": FAST, **changes})
+    return Row(everything, share, {"schedule": RAMP, **changes})
 
 
 def begun(share: float = 0.4, **changes: Any) -> Row:
     """One of the settings that the study began with."""
-    return searched(share, **{"logit_rate": 0.02, "restart": True, **changes})
+    return searched(share, **{"logit_rate": 0.02, **changes})
 
 
 ROWS: dict[str, Row] = {
@@ -111,28 +111,25 @@ ROWS: dict[str, Row] = {
     "dqss": searched(),
     "bilevel": searched(update=Bilevel()),
     # One thing changed each.
-    "restart": searched(restart=True),
-    "quarter": searched(0.25),
-    "three_quarters": searched(0.75),
-    "search_only": searched(1.0),
-    "cooled": searched(schedule=COOLED),
-    "cooled_three_quarters": searched(0.75, schedule=COOLED),
     "no_warmup": searched(warmup=0.0),
     "no_compensation": searched(compensate=False),
     "from_float": searched(start=Start.FLOAT),
     "gumbel": searched(schedule=GumbelSchedule(1.0, 0.5)),
     "mean_field": searched(schedule=MEAN_FIELD),
-    # Two other pairs for all layers, to see what is to be found.
+    # How long to search, and how the rates fall.
+    "share_40": searched(0.4),
+    "one_curve_40": searched(0.4, restart=False),
+    "one_curve_75": searched(0.75, restart=False),
+    "one_curve_75_cooled": searched(0.75, restart=False, schedule=COOLED),
+    # Another pair for all layers, to see what is to be found.
     "pair_dorefa_lsq_plus": Row(uniform("dorefa", "lsq_plus")),
-    "pair_lsq_plus_pact": Row(uniform("lsq_plus", "pact")),
-    # The first round.
-    "restart_quarter": searched(0.25, restart=True),
+    # The first round: logits five times slower.
     "slow_softmax": begun(),
     "slow_gumbel": begun(schedule=GumbelSchedule(1.0, 0.5)),
     "slow_mean_field": begun(schedule=MEAN_FIELD),
     "slow_bilevel": begun(schedule=SoftmaxSchedule(), update=Bilevel()),
     "slow_from_float": begun(schedule=MEAN_FIELD, start=Start.FLOAT),
-    "slow_search_only": begun(share=1.0, schedule=MEAN_FIELD),
+    "slow_search_only": begun(1.0, schedule=MEAN_FIELD),
 }
 
 
