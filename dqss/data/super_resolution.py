@@ -44,6 +44,7 @@ class SuperResolutionData(CalibrationDataModule):
     scale: int
     peak: float
     size: int
+    smallest: int
 
     def __init__(self, calibration_images: int, patch: int | None, seed: int) -> None:
         super().__init__()
@@ -63,7 +64,8 @@ class SuperResolutionData(CalibrationDataModule):
         """See :meth:`CalibrationDataModule.configure`.
 
         Raises:
-            DataError: unless the network enlarges colour images of a range from zero on.
+            DataError: unless the network enlarges colour images of a range from zero on, and takes
+                images as small as a patch.
         """
         super().configure(input, num_classes)
         name = type(self).__name__.lower()
@@ -80,7 +82,12 @@ class SuperResolutionData(CalibrationDataModule):
                 "and put any other normalization into the model"
             )
         self.scale, self.peak = input.scale, 1 / input.std[0]
-        self.size = self.patch or min(input.size[1:])
+        self.size, self.smallest = self.patch or min(input.size[1:]), input.smallest
+        if self.size < self.smallest:
+            raise DataError(
+                f"data.patch={self.size}: the network takes images of at least {self.smallest}x{self.smallest} "
+                "pixels"
+            )
         # What was found for another scale is not for this one.
         for found in ("training", "validation"):
             self.__dict__.pop(found, None)
@@ -105,15 +112,18 @@ class SuperResolutionData(CalibrationDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """See :meth:`CalibrationDataModule.train_dataloader`: patches, turned and mirrored."""
-        count = EPOCH_PATCHES * len(self.training)
+        return DataLoader(self.patches(EPOCH_PATCHES * len(self.training)), batch_size=TRAIN_BATCH)
+
+    def patches(self, count: int) -> Dataset[tuple[Tensor, Tensor]]:
+        """So many patches to train with, turned and mirrored, in the network's range."""
         patches = Patches(self.training, self.size, count, self.seed, augment=True)
-        return DataLoader(_InUnits(patches, self.units), batch_size=TRAIN_BATCH)
+        return _InUnits(patches, self.units)
 
     def val_dataloader(self) -> DataLoader[Any] | None:
         """Whole pictures one by one, ``[1, 3, h, w]`` and ``[1, 3, scale h, scale w]``."""
         if self.validation is None:
             return None
-        return DataLoader(_InUnits(_Whole(self.validation), self.units), batch_size=1)
+        return DataLoader(_InUnits(_Whole(self.validation, self.smallest), self.units), batch_size=1)
 
     def metric(self) -> tuple[str, Callable[[], Any] | None]:
         """See :meth:`CalibrationDataModule.metric`: PSNR on luma, in dB, without a border of the scale."""
@@ -149,13 +159,19 @@ class _InUnits(Dataset[tuple[Tensor, Tensor]]):
 
 
 class _Whole(Dataset[tuple[Tensor, Tensor]]):
-    """Whole pairs."""
+    """Whole pairs; those that are too small for the network are refused by name."""
 
-    def __init__(self, images: PairedImages) -> None:
-        self.images = images
+    def __init__(self, images: PairedImages, smallest: int) -> None:
+        self.images, self.smallest = images, smallest
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index].whole()
+        pair = self.images[index]
+        if min(pair.size) < self.smallest:
+            raise DataError(
+                f"{self.images.pairs[index].high} is {pair.size[0]}x{pair.size[1]} pixels when shrunk: the network "
+                f"takes images of at least {self.smallest}x{self.smallest}; leave it out"
+            )
+        return pair.whole()
