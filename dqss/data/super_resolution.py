@@ -85,8 +85,8 @@ class SuperResolutionData(CalibrationDataModule):
         self.size, self.smallest = self.patch or min(input.size[1:]), input.smallest
         if self.size < self.smallest:
             raise DataError(
-                f"data.patch={self.size}: the network takes images of at least {self.smallest}x{self.smallest} "
-                "pixels"
+                f"data.patch={self.size}: the network takes images of at least "
+                f"{self.smallest}x{self.smallest} pixels"
             )
         # What was found for another scale is not for this one.
         for found in ("training", "validation"):
@@ -171,7 +171,7 @@ class _Whole(Dataset[tuple[Tensor, Tensor]]):
         pair = self.images[index]
         if min(pair.size) < self.smallest:
             raise DataError(
-                f"{self.images.pairs[index].high} is {pair.size[0]}x{pair.size[1]} pixels when shrunk: the network "
-                f"takes images of at least {self.smallest}x{self.smallest}; leave it out"
+                f"{self.images.pairs[index].high} is {pair.size[0]}x{pair.size[1]} pixels when shrunk: the "
+                f"network takes images of at least {self.smallest}x{self.smallest}; leave it out"
             )
         return pair.whole()
