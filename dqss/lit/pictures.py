@@ -21,7 +21,7 @@ def check_pictures(model: nn.Module, samples: Samples) -> None:
     network = unwrap(model)
     if not isinstance(network, SuperResolver):
         return
-    extremes = []
+    extremes: list[torch.Tensor] = []
     for index in range(len(samples)):
         images = first_tensor(samples.batch([index]))
         network.check(images)

@@ -50,6 +50,7 @@ class SuperResolutionRecipe(Recipe):
     max_minutes: float | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))  # a list where a file gave them
         for name in ("batch_size", "learning_rate", "measure_every", "checkpoint_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"recipe.{name}={getattr(self, name)!r}: expected a positive number")

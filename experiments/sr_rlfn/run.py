@@ -31,7 +31,7 @@ from experiments.harness import CPU, Table, quiet, summarize
 
 HERE = Path(__file__).parent
 COLUMNS = ("bits", "edges", "seed", "row", "set5", "set14", "mse", "evaluations", "seconds", "name")
-SCALE, PATCHES, PATCH = 4, 32, 48
+SCALE, PATCHES, PATCH = 4, 32, 32
 EDGES = ("conv_1", "upsampler.0")
 """The first and the last layer."""
 SETS = ("Set5", "Set14")
@@ -96,36 +96,24 @@ class Study:
         found, metrics = result.discretized, result.metrics
         suffix = "" if loss == "output" else f"_{loss}"
         spent = metrics["evaluations"]
-        for row, name in (("searched", "refined"), ("argmax", "argmax"), ("exported", found.exported)):
-            mse = found.selection[name]
-            both = self.both(supernet, found.assignments[name])
-            yield row + suffix, *both, mse, spent, seconds, name
+        assignments = found.assignments
+        both = self.both(supernet, assignments["refined"])
+        yield "searched" + suffix, *both, found.selection["refined"], spent, seconds, found.exported
         if suffix:
             return
         assert found.best_uniform is not None
-        best = found.best_uniform
-        yield (
-            "best_uniform",
-            *self.both(supernet, found.assignments[best]),
-            found.selection[best],
-            0,
-            0.0,
-            best,
-        )
-        if every:
-            yield from self.uniform_rows(supernet)
+        both = self.both(supernet, assignments[found.best_uniform])
+        yield "best_uniform", *both, found.selection[found.best_uniform], 0, 0.0, found.best_uniform
+        uniform = uniform_assignments(supernet)
+        for name in uniform if every else (name for name in uniform if _alike(name)):
+            with supernet.assign(uniform[name]):
+                yield f"uniform {name}", self.psnr(supernet, "Set5"), "", "", 0, 0.0, name
 
-    def uniform_rows(self, supernet: Supernet) -> Iterator[tuple[object, ...]]:
-        """For each way to clip inputs, the best partner *on Set5*: nobody could have chosen it."""
-        best: dict[str, tuple[float, str]] = {}
-        with_names = uniform_assignments(supernet)
-        for name, assignment in with_names.items():
-            with supernet.assign(assignment):
-                found = self.psnr(supernet, "Set5"), name
-            kind = name.split(" / A ")[1].split("@")[0]
-            best[kind] = max(found, best.get(kind, found))
-        for kind, (_, name) in best.items():
-            yield f"oracle_{kind}", *self.both(supernet, with_names[name]), float("nan"), 0, 0.0, name
+
+def _alike(name: str) -> bool:
+    """Whether a pair is of one algorithm on both sides, whatever its parameter."""
+    weight, activation = (part.split(" ")[-1].split("@")[0].split("(")[0] for part in name.split(" / "))
+    return weight == activation
 
 
 def with_loss(settings: PTQSettings) -> PTQSettings:
@@ -140,10 +128,12 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4])
     parser.add_argument("--edges", type=int, default=8, help="bits of the first and the last layer")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--loss", choices=["output", "picture"], default="output")
-    parser.add_argument("--every", action="store_true", help="also measure every uniform strategy on Set5")
+    parser.add_argument(
+        "--every", action="store_true", help="measure all uniform pairs on Set5, not only those alike"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results.csv")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
@@ -154,7 +144,9 @@ def main() -> None:
         parser.error("--data FOLDER is needed")
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=4)
-    settings = PTQSettings(steps=arguments.steps, batch_size=arguments.batch_size, discrete_every=0)
+    settings = PTQSettings(
+        steps=arguments.steps, batch_size=arguments.batch_size, screen_images=4, discrete_every=0
+    )
     study = Study(arguments.data, settings)
     for row in () if table.has("float", "", "", "float") else ("float",):
         both = study.psnr(study.model, "Set5"), study.psnr(study.model, "Set14")
