@@ -48,7 +48,7 @@ def _example(evaluator: Evaluator, index: int, distance: float, contexts: Mappin
     source = first_tensor(inputs)[0]
     answers, pictures, target = {}, {}, evaluator.samples.targets([index])
     if is_picture(outputs[FLOAT]):
-        pictures, target = crops(source, _framed(source, outputs, target), FLOAT, SEARCHED), None
+        pictures, target = crops(source, framed(source, outputs, target), FLOAT, SEARCHED), None
     else:
         if is_picture(source):
             pictures = {"input": thumbnail(source)}
@@ -58,7 +58,7 @@ def _example(evaluator: Evaluator, index: int, distance: float, contexts: Mappin
     return Example(index=index, distance=distance, target=label, answers=answers, pictures=pictures)
 
 
-def _framed(source: Tensor, outputs: dict[str, Tensor], target: Tensor | None) -> dict[str, Tensor]:
+def framed(source: Tensor, outputs: dict[str, Tensor], target: Tensor | None) -> dict[str, Tensor]:
     """The outputs of a network that enlarges pictures between what it is up against and what it is after."""
     height, width = outputs[FLOAT].shape[1:]
     if not is_picture(source) or source.shape[0] != outputs[FLOAT].shape[0] or height <= source.shape[1]:
