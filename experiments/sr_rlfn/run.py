@@ -21,7 +21,7 @@ from dqss.data.pictures import Pictures
 from dqss.image_quality import psnr_y
 from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
-from dqss.losses import TaskLoss
+from dqss.losses import PictureLoss
 from dqss.models.super_resolution import super_resolution
 from dqss.search_spaces import uniform
 from dqss.space import SearchSpace
@@ -88,7 +88,8 @@ class Study:
         patches = Pictures(self.data / "BSDS_train", None, PATCHES, PATCH, seed)
         patches.configure(self.input)
         started = time.perf_counter()
-        settings = self.settings if loss == "output" else with_loss(self.settings)
+        # L1 to the pictures themselves, or the squared error to the float network's output.
+        settings = replace(self.settings, loss=PictureLoss() if loss == "picture" else None)
         result = search_ptq(
             self.model, patches.calibration(), space(bits, edges), settings, seed=seed, trainer=CPU
         )
@@ -114,11 +115,6 @@ def _alike(name: str) -> bool:
     """Whether a pair is of one algorithm on both sides, whatever its parameter."""
     weight, activation = (part.split(" ")[-1].split("@")[0].split("(")[0] for part in name.split(" / "))
     return weight == activation
-
-
-def with_loss(settings: PTQSettings) -> PTQSettings:
-    """L1 to the pictures themselves instead of the squared error to the float network's output."""
-    return replace(settings, loss=TaskLoss(torch.nn.functional.l1_loss))
 
 
 def main() -> None:
