@@ -84,7 +84,7 @@ def test_picture_loss_is_l1_to_the_pictures() -> None:
     output, reference, pictures = torch.randn(3, 2, 3, 4, 5)
     wanted = (output - pictures).abs().sum() / output.numel()
     torch.testing.assert_close(PictureLoss()((output,), reference, pictures), wanted)
-    with pytest.raises(DataError, match="needs the pictures themselves.* use loss=mse"):
+    with pytest.raises(DataError, match=r"needs the pictures themselves.* use loss=mse"):
         PictureLoss()(output, reference, None)
 
 
