@@ -106,12 +106,12 @@ class Study:
         both = self.both(supernet, assignments[found.best_uniform])
         yield "best_uniform", *both, found.selection[found.best_uniform], 0, 0.0, found.best_uniform
         uniform = uniform_assignments(supernet)
-        for name in uniform if every else (name for name in uniform if _alike(name)):
+        for name in uniform if every else (name for name in uniform if alike(name)):
             with supernet.assign(uniform[name]):
                 yield f"uniform {name}", self.psnr(supernet, "Set5"), "", "", 0, 0.0, name
 
 
-def _alike(name: str) -> bool:
+def alike(name: str) -> bool:
     """Whether a pair is of one algorithm on both sides, whatever its parameter."""
     weight, activation = (part.split(" ")[-1].split("@")[0].split("(")[0] for part in name.split(" / "))
     return weight == activation
