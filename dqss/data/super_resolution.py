@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dqss.data.base import CalibrationDataModule, positive
+from dqss.data.image_files import image_size
 from dqss.data.paired_images import PairedImages
 from dqss.data.pairs import Pair
 from dqss.data.patches import Patches
@@ -120,10 +121,21 @@ class SuperResolutionData(CalibrationDataModule):
         return _InUnits(patches, self.units)
 
     def val_dataloader(self) -> DataLoader[Any] | None:
-        """Whole pictures one by one, ``[1, 3, h, w]`` and ``[1, 3, scale h, scale w]``."""
+        """Whole pictures one by one, ``[1, 3, h, w]`` and ``[1, 3, scale h, scale w]``.
+
+        Raises:
+            DataError: for pictures that are too small for the network, here and not after a search.
+        """
         if self.validation is None:
             return None
-        return DataLoader(_InUnits(_Whole(self.validation, self.smallest), self.units), batch_size=1)
+        for pair in self.validation.pairs:
+            height, width = (side // self.scale for side in image_size(pair.high))
+            if min(height, width) < self.smallest:
+                raise DataError(
+                    f"{pair.high} is {height}x{width} pixels when shrunk: the network takes images of at "
+                    f"least {self.smallest}x{self.smallest}; leave it out"
+                )
+        return DataLoader(_InUnits(_Whole(self.validation), self.units), batch_size=1)
 
     def metric(self) -> tuple[str, Callable[[], Any] | None]:
         """See :meth:`CalibrationDataModule.metric`: PSNR on luma, in dB, without a border of the scale."""
@@ -159,19 +171,13 @@ class _InUnits(Dataset[tuple[Tensor, Tensor]]):
 
 
 class _Whole(Dataset[tuple[Tensor, Tensor]]):
-    """Whole pairs; those that are too small for the network are refused by name."""
+    """Whole pairs."""
 
-    def __init__(self, images: PairedImages, smallest: int) -> None:
-        self.images, self.smallest = images, smallest
+    def __init__(self, images: PairedImages) -> None:
+        self.images = images
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        pair = self.images[index]
-        if min(pair.size) < self.smallest:
-            raise DataError(
-                f"{self.images.pairs[index].high} is {pair.size[0]}x{pair.size[1]} pixels when shrunk: the "
-                f"network takes images of at least {self.smallest}x{self.smallest}; leave it out"
-            )
-        return pair.whole()
+        return self.images[index].whole()

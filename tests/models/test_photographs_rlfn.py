@@ -1,4 +1,4 @@
-"""The small RLFN in the package: its size, and that it is better than interpolation where it was not trained."""
+"""The small RLFN in the package: its size, and that it beats interpolation where it was not trained."""
 
 from importlib.resources import files
 
@@ -26,5 +26,5 @@ def test_other_weights_and_none() -> None:
     torch.manual_seed(0)
     one = photographs_rlfn(pretrained=False).module
     assert not torch.equal(one.conv_1.weight, photographs_rlfn().module.conv_1.weight)
-    with pytest.raises(ModelError, match="none.pth"):
+    with pytest.raises(ModelError, match=r"none\.pth"):
         photographs_rlfn(checkpoint="none.pth")
