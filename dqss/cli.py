@@ -41,6 +41,7 @@ LOSSES = {
     "mse": "dqss.losses.MeanSquaredError",
     "l1": "dqss.losses.MeanAbsoluteError",
     "task": "dqss.losses.TaskLoss",
+    "picture": "dqss.losses.PictureLoss",
 }
 """Short names of losses and distances."""
 Rewrite = Callable[[list[str]], list[str]]

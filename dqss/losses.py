@@ -103,6 +103,8 @@ class TaskLoss:
         read: picks the tensor out of the model's output.
     """
 
+    needs, instead = "the task loss needs labels", "kl"
+
     def __init__(
         self, function: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy, read: Reader = first_tensor
     ) -> None:
@@ -112,8 +114,17 @@ class TaskLoss:
     def __call__(self, output: Any, reference: Tensor, targets: Tensor | None) -> Tensor:
         """See :class:`SearchLoss`."""
         if targets is None:
-            raise DataError("the task loss needs labels, and the calibration inputs have none; use loss=kl")
+            raise DataError(f"{self.needs}, and the calibration inputs have none; use loss={self.instead}")
         return self.function(self.read(output), targets)
+
+
+class PictureLoss(TaskLoss):
+    """L1 to the pictures that a network that enlarges them is after, in units of its output."""
+
+    needs, instead = "the picture loss needs the pictures themselves", "mse"
+
+    def __init__(self, read: Reader = first_tensor) -> None:
+        super().__init__(F.l1_loss, read)
 
 
 def default_distance(reference: Tensor) -> Distance:

@@ -1,50 +1,136 @@
-"""``python -m dqss.train``: train a classifier and write its weights as safetensors."""
+"""``python -m dqss.train``: train a network and write its weights as safetensors."""
 
 from __future__ import annotations
 
+import inspect
+import shlex
 from pathlib import Path
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf, open_dict
 from safetensors.torch import save
 from torch import nn
 
 from dqss import cli
-from dqss.data.in_memory import InMemoryData
-from dqss.errors import DataError
-from dqss.io import ensure_folder, write_bytes_atomic
-from dqss.lit.train import train_classifier
+from dqss.cli import CONFIG_FILE
+from dqss.errors import OutputError, UserError
+from dqss.io import ensure_folder, write_bytes_atomic, write_text_atomic
+from dqss.lit.qat_fit import CHECKPOINTS
+from dqss.lit.recipe import Recipe, TrainingRun
+from dqss.progress import ConsoleReporter, Interrupted, Reporter
+
+GROUPS = ("model", "data", "recipe")
+OPTIONS = {
+    "seed": int,
+    "threads": int | None,
+    "progress": str,
+    "output": str | None,
+    "resume": str | None,
+}
+WEIGHTS = "weights.safetensors"
 
 
 @cli.command("train")
 def main(config: DictConfig) -> float:
-    """Train as the configuration says; returns the validation accuracy in 0..1."""
-    output = Path(config.output or Path(HydraConfig.get().runtime.output_dir) / "weights.safetensors")
-    accuracy = train(config, output)
-    print(f"validation accuracy {100 * accuracy:.2f} %, weights in {output}")
-    return accuracy
+    """Train as the configuration says; returns what was reached on the validation data."""
+    config, folder = _resumed(config) if config.resume else _fresh(config)
+    reporter = ConsoleReporter(progress=config.progress)
+    with reporter.stoppable():
+        try:
+            return train(config, folder, reporter)
+        except Interrupted:
+            if (folder / CHECKPOINTS).exists():
+                word = shlex.quote(cli.assignment("resume", folder))
+                reporter.say(f"to go on: python -m dqss.train {word}")
+            raise
 
 
-def train(config: DictConfig, output: Path) -> float:
-    """Build, fit, save; returns the validation accuracy in 0..1.
+def train(config: DictConfig, folder: Path, reporter: Reporter | None = None) -> float:
+    """Build, fit, save; returns the validation score: accuracy in 0..1, or PSNR in dB.
 
     Raises:
-        DataError: if the data group has no training part.
+        DataError: if the data group has no training part for this recipe.
         OutputError: if the weights cannot be written.
     """
+    reporter = reporter or Reporter()
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
+    recipe: Recipe = cli.make(config.recipe, "recipe")
+    _forget_pretrained(config.model)
     loaded, data = cli.make(config.model, "model"), cli.make(config.data, "data")
-    if not isinstance(data, InMemoryData):
-        raise DataError(f"data={type(data).__name__.lower()} has no training part: use digits or cifar10")
+    recipe.check(data)
     data.configure(loaded.input, loaded.num_classes)
-    print(data.summary())
+    reporter.say(f"{loaded.source} {loaded.name}; {data.summary()}")
+    output = Path(config.output or folder / WEIGHTS)
     ensure_folder(output.parent)
-    accuracy = train_classifier(loaded.module, data, config.optimizer, config.trainer, config.seed)
-    write_bytes_atomic(output, _weights(loaded.module))
-    return accuracy
+    trainer = OmegaConf.to_container(config.trainer, resolve=True)
+    assert isinstance(trainer, dict)
+    run = TrainingRun(ensure_folder(folder), config.seed, {str(k): v for k, v in trainer.items()}, reporter)
+    trained = recipe.train(loaded.module, data, run)
+    write_bytes_atomic(output, _weights(trained.module))
+    print(f"{trained.words}, weights in {output}")
+    return trained.score
+
+
+def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:
+    folder = ensure_folder(config.run_dir).absolute()
+    _refuse_occupied(folder)
+    config.run_dir = str(folder)
+    OmegaConf.resolve(config)
+    cli.check_options(config, OPTIONS, (*GROUPS, "trainer", "run_dir", "experiment"))
+    for group in (config.model, config.data):
+        cli.anchor(group)
+    write_text_atomic(folder / CONFIG_FILE, OmegaConf.to_yaml(config))
+    return config, folder
+
+
+def _resumed(config: DictConfig) -> tuple[DictConfig, Path]:
+    """The interrupted training's configuration; progress alone may be said anew."""
+    folder = Path(config.resume).absolute()
+    stored = cli.stored_config(folder, "resume", [*GROUPS, *OPTIONS])
+    stored.progress = config.progress
+    return stored, folder
+
+
+def _refuse_occupied(folder: Path) -> None:
+    if (folder / WEIGHTS).exists():
+        raise OutputError(f"{folder} holds a finished training: choose another output folder")
+    if (folder / CHECKPOINTS).exists():
+        word = shlex.quote(cli.assignment("resume", folder))
+        raise OutputError(f"{folder} holds an interrupted training: go on with {word}, or choose another")
+
+
+def place_run(arguments: list[str]) -> list[str]:
+    """Refuse a bad ``resume=`` or run folder before Hydra writes to it; Hydra's files go there too."""
+    resume = cli.value_of(arguments, "resume")
+    if resume is None:
+        place = cli.value_of(arguments, "run_dir") or cli.value_of(arguments, "hydra.run.dir")
+        if place is not None and not cli.is_multirun(arguments):
+            _refuse_occupied(Path(place))
+        return arguments
+    folder = Path(resume)
+    cli.stored_config(folder, "resume", [*GROUPS])
+    if (folder / WEIGHTS).exists():
+        raise UserError(f"resume={folder}: this training is finished, its weights are in {WEIGHTS}")
+    for found in cli.overrides(arguments):
+        if found.key_or_group not in ("resume", "progress", "hydra"):
+            raise UserError(
+                f"resume={folder} goes on with that training as it was begun: leave out "
+                f"{found.input_line!r}, or start a new one without resume"
+            )
+    # The folder keeps the record of the command that began the training.
+    words = [cli.assignment("resume", folder), cli.assignment("hydra.run.dir", folder)]
+    return cli.replaced(arguments, "resume", [*words, "hydra.output_subdir=null"])
+
+
+def _forget_pretrained(model: DictConfig) -> None:
+    """``model.pretrained=false`` is said to all groups; some have no weights to leave out."""
+    parameters = inspect.signature(get_object(model._target_)).parameters
+    if "pretrained" in model and not model.pretrained and "pretrained" not in parameters:
+        with open_dict(model):
+            del model["pretrained"]
 
 
 def _weights(module: nn.Module) -> bytes:
@@ -54,4 +140,4 @@ def _weights(module: nn.Module) -> bytes:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, place_run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dqss.errors import SearchSpaceError, near_match
@@ -50,6 +51,8 @@ def uniform(
     activation_symmetric: bool | Sequence[bool] = False,
     activation_signed: bool | Sequence[bool] = True,
     weight_group_size: int | Sequence[int] = 32,
+    edges: Sequence[str] = (),
+    edge_bits: int | Sequence[int] = 8,
     skip: Sequence[str] = (),
     skip_types: Sequence[str] = (),
     force: Sequence[str] = (),
@@ -71,6 +74,8 @@ def uniform(
         activation_signed: symmetric grids around zero, or from zero on; one or both.
         weight_group_size: neighbouring values that share a scale, with the granularity
             ``"group"``; one size or several.
+        edges: shell patterns of layers that are searched among the same algorithms ...
+        edge_bits: ... but at so many bits: the first and the last layer, often.
         skip: shell patterns of layer names that stay in float.
         skip_types: class names whose layers stay in float.
         force, force_types: patterns and class names of layers that are searched although
@@ -96,19 +101,16 @@ def uniform(
         raise SearchSpaceError(f"products={products!r}: expected true or false")
     if products and "tensor" not in several(activation_granularity):
         raise SearchSpaceError("products are quantized per tensor: add tensor to activation_granularity")
-    weight = _candidates(
+    grids = _Grids(
         weight_algorithms or STANDARD_WEIGHTS,
-        weight_bits,
-        granularities(several(weight_granularity), several(weight_group_size)),
-        several(weight_symmetric),
-    )
-    activation = _candidates(
         activation_algorithms or STANDARD_ACTIVATIONS,
-        activation_bits,
+        granularities(several(weight_granularity), several(weight_group_size)),
         granularities(several(activation_granularity)),
+        several(weight_symmetric),
         several(activation_symmetric),
         several(activation_signed),
     )
+    weight, activation = grids.at(weight_bits, activation_bits)
     rules = []
     if force:
         rules.append(Rule(weight, activation, names=tuple(force)))
@@ -118,8 +120,37 @@ def uniform(
         rules.append(Rule(names=tuple(skip), skip=True))
     if skip_types:
         rules.append(Rule(types=tuple(skip_types), skip=True))
+    if edges:
+        rules.append(Rule(*grids.at(edge_bits, edge_bits), names=tuple(edges)))
     groups = tuple(tuple(group) for group in ties if _is_group(group))
     return SearchSpace(name, (*rules, Rule(weight, activation)), products, groups, _kinds(find_ties))
+
+
+@dataclass(frozen=True)
+class _Grids:
+    """The candidates of a layer, but for their bits."""
+
+    weight_algorithms: Algorithms
+    activation_algorithms: Algorithms
+    weight_grains: list[Granularity]
+    activation_grains: list[Granularity]
+    weight_symmetric: list[bool]
+    activation_symmetric: list[bool]
+    activation_signed: list[bool]
+
+    def at(
+        self, weight_bits: int | Sequence[int], activation_bits: int | Sequence[int]
+    ) -> tuple[tuple[Candidate, ...], tuple[Candidate, ...]]:
+        """Of weight and activation, at one or several bit-widths each."""
+        weight = _candidates(self.weight_algorithms, weight_bits, self.weight_grains, self.weight_symmetric)
+        activation = _candidates(
+            self.activation_algorithms,
+            activation_bits,
+            self.activation_grains,
+            self.activation_symmetric,
+            self.activation_signed,
+        )
+        return weight, activation
 
 
 def _candidates(

@@ -16,6 +16,7 @@ from dqss.losses import (
     KLDivergence,
     MeanAbsoluteError,
     MeanSquaredError,
+    PictureLoss,
     TaskLoss,
     default_distance,
 )
@@ -77,6 +78,14 @@ def test_task_loss_is_cross_entropy_and_wants_labels() -> None:
     assert torch.equal(TaskLoss(margin)(logits, logits, labels), F.multi_margin_loss(logits, labels))
     with pytest.raises(DataError, match="needs labels"):
         TaskLoss()(logits, logits, None)
+
+
+def test_picture_loss_is_l1_to_the_pictures() -> None:
+    output, reference, pictures = torch.randn(3, 2, 3, 4, 5)
+    wanted = (output - pictures).abs().sum() / output.numel()
+    torch.testing.assert_close(PictureLoss()((output,), reference, pictures), wanted)
+    with pytest.raises(DataError, match=r"needs the pictures themselves.* use loss=mse"):
+        PictureLoss()(output, reference, None)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,19 @@ def spread(count: int, chosen: int, seed: int) -> list[int]:
     return [min(count - 1, int((position + start) * count / chosen)) for position in range(chosen)]
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width as the file's head says, without decoding it.
+
+    Raises:
+        DataError: if the file is no image.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.height, image.width
+    except Exception as error:  # see read_image
+        raise DataError(f"{path} cannot be used: {type(error).__name__}: {error}") from None
+
+
 def read_image(path: Path, mode: str, *, opaque: bool = False) -> Image.Image:
     """The first frame of an image file, in 8-bit ``mode`` (``"RGB"`` or ``"L"``).
 

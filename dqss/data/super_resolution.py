@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dqss.data.base import CalibrationDataModule, positive
+from dqss.data.image_files import image_size
 from dqss.data.paired_images import PairedImages
 from dqss.data.pairs import Pair
 from dqss.data.patches import Patches
@@ -44,6 +45,7 @@ class SuperResolutionData(CalibrationDataModule):
     scale: int
     peak: float
     size: int
+    smallest: int
 
     def __init__(self, calibration_images: int, patch: int | None, seed: int) -> None:
         super().__init__()
@@ -63,7 +65,8 @@ class SuperResolutionData(CalibrationDataModule):
         """See :meth:`CalibrationDataModule.configure`.
 
         Raises:
-            DataError: unless the network enlarges colour images of a range from zero on.
+            DataError: unless the network enlarges colour images of a range from zero on, and takes
+                images as small as a patch.
         """
         super().configure(input, num_classes)
         name = type(self).__name__.lower()
@@ -80,7 +83,12 @@ class SuperResolutionData(CalibrationDataModule):
                 "and put any other normalization into the model"
             )
         self.scale, self.peak = input.scale, 1 / input.std[0]
-        self.size = self.patch or min(input.size[1:])
+        self.size, self.smallest = self.patch or min(input.size[1:]), input.smallest
+        if self.size < self.smallest:
+            raise DataError(
+                f"data.patch={self.size}: the network takes images of at least "
+                f"{self.smallest}x{self.smallest} pixels"
+            )
         # What was found for another scale is not for this one.
         for found in ("training", "validation"):
             self.__dict__.pop(found, None)
@@ -105,14 +113,28 @@ class SuperResolutionData(CalibrationDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """See :meth:`CalibrationDataModule.train_dataloader`: patches, turned and mirrored."""
-        count = EPOCH_PATCHES * len(self.training)
+        return DataLoader(self.patches(EPOCH_PATCHES * len(self.training)), batch_size=TRAIN_BATCH)
+
+    def patches(self, count: int) -> Dataset[tuple[Tensor, Tensor]]:
+        """So many patches to train with, turned and mirrored, in the network's range."""
         patches = Patches(self.training, self.size, count, self.seed, augment=True)
-        return DataLoader(_InUnits(patches, self.units), batch_size=TRAIN_BATCH)
+        return _InUnits(patches, self.units)
 
     def val_dataloader(self) -> DataLoader[Any] | None:
-        """Whole pictures one by one, ``[1, 3, h, w]`` and ``[1, 3, scale h, scale w]``."""
+        """Whole pictures one by one, ``[1, 3, h, w]`` and ``[1, 3, scale h, scale w]``.
+
+        Raises:
+            DataError: for pictures that are too small for the network, here and not after a search.
+        """
         if self.validation is None:
             return None
+        for pair in self.validation.pairs:
+            height, width = (side // self.scale for side in image_size(pair.high))
+            if min(height, width) < self.smallest:
+                raise DataError(
+                    f"{pair.high} is {height}x{width} pixels when shrunk: the network takes images of at "
+                    f"least {self.smallest}x{self.smallest}; leave it out"
+                )
         return DataLoader(_InUnits(_Whole(self.validation), self.units), batch_size=1)
 
     def metric(self) -> tuple[str, Callable[[], Any] | None]:

@@ -16,6 +16,7 @@ from dqss.errors import DataError, NonFiniteError
 from dqss.io import Journal
 from dqss.layers import searchable_layers
 from dqss.lit.identity import JOURNAL, search_identity
+from dqss.lit.pictures import check_pictures
 from dqss.lit.ranks import rank
 from dqss.lit.settings import PTQSettings
 from dqss.losses import default_distance
@@ -46,6 +47,7 @@ def build(
     """
     if len(samples) < 2:
         raise DataError(f"{len(samples)} calibration inputs: at least 2 are needed")
+    check_pictures(model, samples)
     searched, selected = split(len(samples), settings.parts, seed)
     # Shared: more images for both did more than disjoint ones (experiments/cifar_resnet20).
     parts = {"search": searched, "refine": searched, "select": selected}

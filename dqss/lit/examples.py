@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from dqss.calls import call_model, first_tensor
+from dqss.data.bicubic import resize
 from dqss.measure import Context, Evaluator, to_device
 from dqss.report.pictures import crops, is_picture, thumbnail
 from dqss.report.record import Answer, Example
 
 FLOAT, UNIFORM, SEARCHED = "float", "best uniform", "searched"
+BICUBIC, WANTED = "bicubic", "original"
+"""Of networks that enlarge pictures: what interpolation makes of the input, and what it was made from."""
 
 
 def most_changed(
@@ -45,7 +48,7 @@ def _example(evaluator: Evaluator, index: int, distance: float, contexts: Mappin
     source = first_tensor(inputs)[0]
     answers, pictures, target = {}, {}, evaluator.samples.targets([index])
     if is_picture(outputs[FLOAT]):
-        pictures, target = crops(source, outputs, FLOAT, SEARCHED), None
+        pictures, target = crops(source, framed(source, outputs, target), FLOAT, SEARCHED), None
     else:
         if is_picture(source):
             pictures = {"input": thumbnail(source)}
@@ -53,6 +56,17 @@ def _example(evaluator: Evaluator, index: int, distance: float, contexts: Mappin
             answers = {name: _answer(outputs[name]) for name in (FLOAT, SEARCHED)}
     label = None if target is None or target.numel() != 1 else int(target)
     return Example(index=index, distance=distance, target=label, answers=answers, pictures=pictures)
+
+
+def framed(source: Tensor, outputs: dict[str, Tensor], target: Tensor | None) -> dict[str, Tensor]:
+    """The outputs of a network that enlarges pictures between what it is up against and what it is after."""
+    height, width = outputs[FLOAT].shape[1:]
+    if not is_picture(source) or source.shape[0] != outputs[FLOAT].shape[0] or height <= source.shape[1]:
+        return outputs
+    framed = {BICUBIC: resize(source.float().cpu(), height, width), **outputs}
+    if target is not None and target[0].shape == outputs[FLOAT].shape:
+        framed[WANTED] = target[0].float().cpu()
+    return framed
 
 
 def _run(evaluator: Evaluator, inputs: Any, context: Context) -> Tensor:

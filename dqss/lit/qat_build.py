@@ -15,6 +15,7 @@ from dqss.errors import DataError, NonFiniteError
 from dqss.io import Journal
 from dqss.lit.build import left_out
 from dqss.lit.identity import JOURNAL, SearchIdentity, inputs_sha256, options_sha256, settings_words
+from dqss.lit.pictures import check_pictures
 from dqss.lit.qat_settings import QATSettings
 from dqss.lit.ranks import rank
 from dqss.lit.training_data import TrainingData
@@ -66,6 +67,7 @@ def build_qat(
     """
     if len(samples) < 2:
         raise DataError(f"{len(samples)} calibration inputs: at least 2 are needed")
+    check_pictures(model, samples)
     skipped = left_out(model, space)
     size = CALIBRATION_BATCH if samples.uniform else 1
     first = samples.batch(range(min(size, len(samples))))

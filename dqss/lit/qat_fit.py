@@ -19,7 +19,7 @@ from dqss.lit.device import device_of
 from dqss.lit.qat import QATTraining
 from dqss.lit.quiet import quiet_lightning
 from dqss.lit.ranks import check_processes
-from dqss.lit.stepped import HistoryRow
+from dqss.lit.stepped import HistoryRow, SteppedModule
 from dqss.progress import Reporter
 
 CHECKPOINTS = Path("checkpoints")
@@ -50,7 +50,7 @@ def fit_qat(
         StrategyError: if the checkpoint is damaged or of another search.
     """
     file = CHECKPOINTS / f"{module.phase.name}.ckpt"
-    checkpoint, start = _restored(module, folder, file)
+    checkpoint, start = restored(module, folder, file)
     with reporter.stage(module.phase.name, module.steps) as stage:
         stage.advance(start)
         every = module.settings.checkpoint_every
@@ -67,8 +67,12 @@ def fit_qat(
     module.supernet.to(device_of(trainer))
 
 
-def _restored(module: QATTraining, folder: Path | None, file: Path) -> tuple[Path | None, int]:
-    """Put the state of an interrupted phase back; its checkpoint and step, or ``(None, 0)``."""
+def restored(module: SteppedModule, folder: Path | None, file: Path) -> tuple[Path | None, int]:
+    """Put the state of an interrupted phase back; its checkpoint and step, or ``(None, 0)``.
+
+    Raises:
+        StrategyError: if the checkpoint is damaged or of something else.
+    """
     path = None if folder is None else folder / file
     if path is None or not path.exists():
         return None, 0
@@ -86,7 +90,7 @@ def _restored(module: QATTraining, folder: Path | None, file: Path) -> tuple[Pat
 
 
 def make_trainer(
-    module: QATTraining, keeping: SafeKeeping, logger: Logger | bool, trainer: Mapping[str, Any]
+    module: SteppedModule, keeping: SafeKeeping, logger: Logger | bool, trainer: Mapping[str, Any]
 ) -> pl.Trainer:
     """Lightning's trainer for one phase; what its user says goes before what we say."""
     given = dict(trainer)

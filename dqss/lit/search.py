@@ -34,6 +34,7 @@ from dqss.prepare.modules import unwrap
 from dqss.progress import Reporter
 from dqss.recompute import recomputing
 from dqss.report import write_report
+from dqss.report.pictures import PICTURES, write_pictures
 from dqss.samples import Samples
 from dqss.space import SearchSpace
 from dqss.strategy import ModelInfo, utc_now
@@ -203,7 +204,11 @@ def _record(
     loss = settings.loss or evaluator.distance
     name = str(getattr(loss, "name", type(loss).__name__))
     with recomputing(evaluator.supernet, settings.recompute or ()):
-        record(evaluator, outcome, module.effects, name, images).save(folder)
+        found = record(evaluator, outcome, module.effects, name, images)
+    found.save(folder)
+    if found.pictures:
+        for number, example in enumerate(found.examples):
+            write_pictures(example.pictures, folder / PICTURES, str(number))
 
 
 def _from_python(model: nn.Module) -> ModelInfo:

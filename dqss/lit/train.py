@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dqss.data.base import CalibrationDataModule
+from dqss.data.in_memory import InMemoryData
+from dqss.errors import DataError
+from dqss.lit.recipe import Recipe, Trained, TrainingRun
+from dqss.metrics import as_read
 
 
 class ClassifierTraining(pl.LightningModule):
@@ -57,29 +63,43 @@ class ClassifierTraining(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def train_classifier(
-    module: nn.Module,
-    data: pl.LightningDataModule,
-    optimizer: Mapping[str, float],
-    trainer: Mapping[str, Any],
-    seed: int,
-) -> float:
-    """Train ``module`` in place.
+@dataclass(frozen=True)
+class ClassifierRecipe(Recipe):
+    """How a classifier is trained; the recipe group of the configuration.
 
-    Args:
-        module: maps inputs to logits.
-        data: with a training and a validation loader.
-        optimizer: arguments of :class:`ClassifierTraining`.
-        trainer: arguments of :class:`pytorch_lightning.Trainer`.
-        seed: of batch order and augmentation.
-
-    Returns:
-        Validation accuracy in 0..1.
+    Attributes:
+        epochs: passes over the training images.
+        measure_every: epochs between two measurements of the validation images.
+        learning_rate, weight_decay, momentum: see :class:`ClassifierTraining`.
     """
-    pl.seed_everything(seed, workers=True, verbose=False)
-    task = ClassifierTraining(module.train(), **optimizer)
-    runner = pl.Trainer(**trainer)
-    runner.fit(task, datamodule=data)
-    (result,) = runner.validate(task, datamodule=data, verbose=False)
-    module.eval()
-    return result["val_accuracy"]
+
+    epochs: int = 60
+    measure_every: int = 5
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+
+    def check(self, data: CalibrationDataModule) -> None:
+        """See :meth:`Recipe.check`."""
+        if not isinstance(data, InMemoryData):
+            raise DataError(
+                f"data={type(data).__name__.lower()} has no training part for classifiers: use digits or "
+                "cifar10"
+            )
+
+    def train(self, module: nn.Module, data: CalibrationDataModule, run: TrainingRun) -> Trained:
+        """See :meth:`Recipe.train`; goes through in one piece."""
+        pl.seed_everything(run.seed, workers=True, verbose=False)
+        task = ClassifierTraining(module.train(), self.learning_rate, self.weight_decay, self.momentum)
+        runner = pl.Trainer(
+            **run.trainer,
+            max_epochs=self.epochs,
+            check_val_every_n_epoch=self.measure_every,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+        runner.fit(task, datamodule=data)
+        (result,) = runner.validate(task, datamodule=data, verbose=False)
+        accuracy = result["val_accuracy"]
+        return Trained(module.eval(), accuracy, f"validation {as_read('top1', accuracy)}")

@@ -20,7 +20,8 @@ class InputConfig:
         crop_pct: the image is resized to ``H / crop_pct`` before its centre is cut out.
         crop_mode: ``"center"``, or timm's ``"squash"`` and ``"border"``.
         scale: factor by which the network enlarges them; 1 for networks that do not. Where it does,
-            ``size`` is that of a training patch, and images of other sizes are welcome.
+            ``size`` is that of a training patch, and images of other sizes are welcome ...
+        smallest: ... of at least so many pixels a side.
     """
 
     size: tuple[int, int, int]
@@ -30,6 +31,7 @@ class InputConfig:
     crop_pct: float = 1.0
     crop_mode: str = "center"
     scale: int = 1
+    smallest: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what is no factor.

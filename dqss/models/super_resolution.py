@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.resources import as_file, files
 from pathlib import Path
 
 from dqss.errors import ModelError, near_match
@@ -25,6 +26,8 @@ NETWORKS: dict[str, Callable[[int], SuperResolver]] = {
 }
 """Each makes the network for a factor of 2, 3 or 4."""
 
+PHOTOGRAPHS_WEIGHTS = "photographs_rlfn_x2.safetensors"
+
 # Pixels a side of the low-resolution patches that these networks are trained on.
 _PATCH = 64
 
@@ -35,7 +38,7 @@ def super_resolution(
     checkpoint: str | Path | None = None,
     checkpoint_mapping: str = "name",
 ) -> LoadedModel:
-    """A super-resolution network; no weights are shipped.
+    """A super-resolution network; see also :func:`photographs_rlfn`, whose weights are shipped.
 
     Args:
         name: one of ``NETWORKS``.
@@ -59,8 +62,34 @@ def super_resolution(
     return LoadedModel(module.eval(), "super_resolution", name, input_of(module))
 
 
+def photographs_rlfn(
+    name: str = "photographs_rlfn_x2", pretrained: bool = True, checkpoint: str | Path | None = None
+) -> LoadedModel:
+    """A small RLFN that enlarges twice, with the weights in this package.
+
+    Args:
+        name: recorded in the strategy.
+        pretrained: load those weights; not done where a checkpoint is given.
+        checkpoint: file with other weights.
+
+    Raises:
+        ModelError: if a checkpoint does not fit.
+    """
+    module = RLFN(2, channels=32, blocks=4)
+    if checkpoint is not None:
+        load_checkpoint(module, checkpoint, what=name)
+    elif pretrained:
+        with as_file(files("dqss.assets") / PHOTOGRAPHS_WEIGHTS) as shipped:
+            load_checkpoint(module, shipped, what=name)
+    return LoadedModel(module.eval(), "photographs", name, input_of(module))
+
+
 def input_of(model: SuperResolver) -> InputConfig:
     """The images that a super-resolution network expects, as data groups read it."""
     return InputConfig(
-        size=(3, _PATCH, _PATCH), mean=(0.0,) * 3, std=(1 / model.peak,) * 3, scale=model.scale
+        size=(3, _PATCH, _PATCH),
+        mean=(0.0,) * 3,
+        std=(1 / model.peak,) * 3,
+        scale=model.scale,
+        smallest=model.smallest,
     )

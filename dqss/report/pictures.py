@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +13,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from dqss.io import ensure_folder, write_bytes_atomic
+
+PICTURES = "pictures"
+"""Folder of a run that has the pictures of its page as files."""
+_PNG = "data:image/png;base64,"
 THUMBNAIL, CROP = 96, 128
 """Largest side in pixels of a whole input, and of a piece of an output."""
 
@@ -27,7 +34,21 @@ def data_uri(picture: Tensor, low: float, high: float) -> str:
     buffer = io.BytesIO()
     image = Image.fromarray(np.squeeze(pixels, 2) if pixels.shape[2] == 1 else pixels)
     image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _PNG + base64.b64encode(buffer.getvalue()).decode()
+
+
+def write_pictures(pictures: Mapping[str, str], folder: Path, prefix: str) -> None:
+    """Pictures of a page as files: ``PREFIX_best_uniform.png``.
+
+    Args:
+        pictures: data URIs by name, as :func:`crops` gives them.
+        folder: is made if it is not there.
+        prefix: of the file names.
+    """
+    ensure_folder(folder)
+    for name, uri in pictures.items():
+        content = base64.b64decode(uri.removeprefix(_PNG))
+        write_bytes_atomic(folder / f"{prefix}_{name.replace(' ', '_')}.png", content)
 
 
 def thumbnail(picture: Tensor) -> str:

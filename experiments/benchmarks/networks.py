@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dqss.models.factory import cifar_resnet, timm_model
 from dqss.models.loaded import LoadedModel
+from dqss.models.super_resolution import super_resolution
 
 SETTLING = 3
 """Batches that the batch norms see before anything is measured."""
@@ -23,15 +24,19 @@ class Network:
         load: gives the network.
         size: pixels a side.
         title: in tables.
+        peak: value of white where the inputs are pictures from black to white; None for normal noise.
     """
 
     load: Callable[[], LoadedModel]
     size: int
     title: str
+    peak: float | None = None
 
     def inputs(self, count: int, seed: int = 0) -> Tensor:
         """Random images ``[count, 3, size, size]``."""
         generator = torch.Generator().manual_seed(seed)
+        if self.peak is not None:
+            return self.peak * torch.rand(count, 3, self.size, self.size, generator=generator)
         return torch.randn(count, 3, self.size, self.size, generator=generator)
 
     def build(self, batch: int = 8) -> nn.Module:
@@ -73,4 +78,6 @@ NETWORKS = {
     "mobilenetv2": Network(lambda: timm_model("mobilenetv2_100"), 224, "MobileNetV2"),
     "resnet20": Network(lambda: cifar_resnet("resnet20"), 32, "ResNet-20"),
     "vit_tiny": Network(lambda: timm_model("vit_tiny_patch16_224"), 224, "ViT-Tiny"),
+    "rlfn": Network(lambda: super_resolution("rlfn", 4), 48, "RLFN x4", peak=255.0),
+    "ditn": Network(lambda: super_resolution("ditn_real", 4), 48, "DITN-Real x4", peak=1.0),
 }

@@ -39,20 +39,26 @@ STEPS_OF_A_SEARCH = SETTINGS.steps_at(8)
 
 
 class FloatStep:
-    """A training step of the float network: batch norms by the batch, cross-entropy, SGD with momentum."""
+    """A training step of the float network: batch norms by the batch, SGD with momentum.
+
+    Cross-entropy for classes, L1 for pictures.
+    """
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         with torch.no_grad():
-            classes = model.eval()(images[:1]).shape[1]
+            output = model.eval()(images)
         self.model = model.train().requires_grad_()
         self.images = images
-        self.labels = torch.arange(len(images), device=images.device) % classes
+        self.targets = torch.arange(len(images), device=images.device) % output.shape[1]
+        self.loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+        if output.ndim == 4:
+            self.targets, self.loss = output + 1.0, F.l1_loss
         self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
     def __call__(self) -> None:
         """Forward, backward, update."""
         self.optimizer.zero_grad()
-        F.cross_entropy(self.model(self.images), self.labels).backward()
+        self.loss(self.model(self.images), self.targets).backward()
         self.optimizer.step()
 
 

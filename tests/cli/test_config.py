@@ -10,8 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 from dqss import cli
 from dqss.data.base import CalibrationDataModule
 from dqss.lit.qat_settings import QATSettings
+from dqss.lit.recipe import Recipe
 from dqss.lit.schedules import Schedule
 from dqss.lit.settings import PTQSettings
+from dqss.lit.super_resolution_recipe import SuperResolutionRecipe
+from dqss.lit.train import ClassifierRecipe
 from dqss.models import LoadedModel
 from dqss.search import settings_of
 from dqss.space import SearchSpace
@@ -21,9 +24,17 @@ NEEDED = {
     ("model", "own"): ["model.target=torch.nn:Linear", "+model.kwargs={in_features:3,out_features:2}"],
     ("data", "imagefolder"): ["data.calibration_dir=."],
     ("data", "pictures"): ["data.calibration_dir=."],
+    ("experiment", "ditn_ptq"): ["model.checkpoint=FILE"],
     ("logger", "wandb"): ["logger.offline=true"],
 }
-KINDS = {"model": LoadedModel, "data": CalibrationDataModule, "search_space": SearchSpace}
+KINDS = {
+    "model": LoadedModel,
+    "data": CalibrationDataModule,
+    "search_space": SearchSpace,
+    "recipe": Recipe,
+}
+TRAINING = {"rlfn_x2"}
+"""Experiments for ``python -m dqss.train``."""
 METHODS = {"ptq": PTQSettings, "ptq_fast": PTQSettings, "qat": QATSettings, "bilevel": QATSettings}
 
 
@@ -45,7 +56,8 @@ CHOICES = [(group, option) for group in sorted(GROUPS) for option in options(gro
 
 @pytest.mark.parametrize("name", options("experiment"))
 def test_experiments_compose(name: str) -> None:
-    found = config(f"+experiment={name}")
+    words = NEEDED.get(("experiment", name), [])
+    found = config(f"+experiment={name}", *words, name="train" if name in TRAINING else "search")
     assert not OmegaConf.missing_keys(found)
     cli.check_options(found, {}, found)
 
@@ -53,7 +65,8 @@ def test_experiments_compose(name: str) -> None:
 @pytest.mark.parametrize(("group", "option"), CHOICES)
 def test_group_options_make_what_they_say(group: str, option: str) -> None:
     place = {"schedule": "schedule@method.schedule"}.get(group, group)
-    found = config(f"{place}={option}", *NEEDED.get((group, option), []))
+    command = "train" if group == "recipe" else "search"
+    found = config(f"{place}={option}", *NEEDED.get((group, option), []), name=command)
     OmegaConf.resolve(found)
     if group in KINDS:
         assert isinstance(cli.make(found[group], group), KINDS[group])
@@ -66,6 +79,8 @@ def test_group_options_make_what_they_say(group: str, option: str) -> None:
 
 
 def test_the_settings_in_the_files_are_those_in_the_code() -> None:
+    for option, kind in (("classifier", ClassifierRecipe), ("super_resolution", SuperResolutionRecipe)):
+        assert cli.make(config(f"recipe={option}", name="train").recipe, "recipe") == kind()
     assert settings_of(config().method) == PTQSettings()
     assert settings_of(config("method=qat").method) == QATSettings()
 

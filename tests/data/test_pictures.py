@@ -69,7 +69,7 @@ def test_patch_size_is_the_networks_unless_given(folder: Path) -> None:
     data = Pictures(folder, calibration_images=1, patch=4)
     data.configure(config(size=5))
     assert data.calibration().batch([0]).shape == (1, 3, 4, 4)
-    data.configure(input_of(super_resolution("rlfn", 4).module))  # type: ignore[arg-type]
+    data.configure(input_of(super_resolution("edsr_baseline", 4).module))  # type: ignore[arg-type]
     assert data.calibration().targets([0]).shape == (1, 3, 16, 16)  # type: ignore[union-attr]
     assert "out of 3 pictures, enlarged x4; no pictures to measure on" in data.summary()
     assert data.val_dataloader() is None

@@ -13,7 +13,9 @@ from torch import nn
 
 from dqss import load
 from dqss.apply import apply_strategy
+from dqss.data.bicubic import resize
 from dqss.errors import StrategyError
+from dqss.lit.examples import FLOAT, SEARCHED, framed
 from dqss.lit.record import clip_range
 from dqss.lit.search import search_ptq
 from dqss.losses import KLDivergence
@@ -112,6 +114,33 @@ def test_pieces_of_pictures_lie_where_they_differ_most(enlarged: Path) -> None:
     scaled = ((found - low) / (high - low)).clamp(0, 1).permute(1, 2, 0)
     assert np.abs(pixels(example.pictures["searched"]) / 255 - scaled.numpy()).max() < 0.01
     assert pixels(example.pictures["input"]).shape == (16, 16, 3)
+
+
+def test_pieces_of_pictures_are_files_too(enlarged: Path, run: Path) -> None:
+    record = RunRecord.load(enlarged)
+    assert record is not None
+    wanted = {
+        f"{number}_{name.replace(' ', '_')}.png": pixels(uri)
+        for number, example in enumerate(record.examples)
+        for name, uri in example.pictures.items()
+    }
+    assert {"0_input.png", "0_bicubic.png", "0_float.png", "0_searched.png"} <= set(wanted)
+    files = {file.name: np.asarray(Image.open(file)) for file in (enlarged / "pictures").iterdir()}
+    assert files.keys() == wanted.keys()
+    assert all((files[name] == wanted[name]).all() for name in wanted)
+    # A classifier's inputs are thumbnails of a page, and no results.
+    assert not (run / "pictures").exists()
+
+
+def test_outputs_stand_between_bicubic_and_original() -> None:
+    source, target = torch.rand(3, 8, 9), torch.rand(1, 3, 16, 18)
+    outputs = {FLOAT: torch.rand(3, 16, 18), SEARCHED: torch.rand(3, 16, 18)}
+    found = framed(source, outputs, target)
+    assert list(found) == ["bicubic", FLOAT, SEARCHED, "original"]
+    assert torch.equal(found["bicubic"], resize(source, 16, 18)) and torch.equal(found["original"], target[0])
+    assert list(framed(source, outputs, None)) == ["bicubic", FLOAT, SEARCHED]
+    same = {FLOAT: torch.rand(3, 8, 9)}
+    assert framed(source, same, None) == same  # nothing was enlarged
 
 
 def test_the_worst_window_against_all_windows() -> None:

@@ -148,3 +148,26 @@ def test_unknown_words_are_refused_with_what_is_known() -> None:
         build(of(uniform(weight_algorithms=["min_max"])).weight[0])
     with pytest.raises(SearchSpaceError, match=r"'percentile' has no parameter 'q'"):
         build(of(uniform(weight_algorithms=[{"name": "percentile", "q": 9.0}])).weight[0])
+
+
+def test_edges_have_the_same_algorithms_at_their_own_bits() -> None:
+    space = uniform(4, 3, ["minmax", "mse"], ["percentile"], edges=["stem", "head"])
+    space.check(LAYERS)
+    inner, edge = of(space, LAYERS[1]), of(space, LAYERS[0])
+    assert {c.spec.bits for c in (*edge.weight, *edge.activation)} == {8}
+    assert {c.spec.bits for c in inner.weight} == {4} and {c.spec.bits for c in inner.activation} == {3}
+    for role in ("weight", "activation"):
+        one, two = getattr(edge, role), getattr(inner, role)
+        assert [(c.method, c.spec.symmetric) for c in one] == [(c.method, c.spec.symmetric) for c in two]
+    wide = uniform(4, 4, ["mse"], ["mse"], edges=["head"], edge_bits=[4, 8])
+    assert [c.spec.bits for c in of(wide, LAYERS[2]).weight] == [4, 8]
+    assert [c.spec.bits for c in of(wide, LAYERS[0]).weight] == [4]
+
+
+def test_what_is_skipped_is_no_edge() -> None:
+    space = uniform(4, 4, edges=["stem"], skip=["stem"])
+    assert space.candidates(LAYERS[0]) is None
+    with pytest.raises(SearchSpaceError, match="no layer matches 'stme'"):
+        uniform(4, 4, edges=["stme"]).check(LAYERS)
+    with pytest.raises(SearchSpaceError, match="bits=1"):
+        uniform(4, 4, edges=["stem"], edge_bits=1)

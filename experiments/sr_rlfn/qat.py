@@ -1,0 +1,140 @@
+"""The same question with training: is a searched strategy better than one algorithm at equal steps?
+
+    python -m experiments.sr_rlfn.qat --work FOLDER
+
+The network is the small RLFN in the package, the pictures are those of data=photographs: nothing to
+download. FOLDER takes run folders, from which an interrupted study goes on. Rows are appended to qat.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dqss.data.photographs import Photographs
+from dqss.lit.contenders import Validation
+from dqss.lit.qat_search import search_qat
+from dqss.lit.qat_settings import QATSettings
+from dqss.lit.schedules import SoftmaxSchedule
+from dqss.lit.search import search_ptq
+from dqss.lit.settings import PTQSettings
+from dqss.models.super_resolution import photographs_rlfn
+from dqss.search_spaces import learned, uniform
+from experiments.harness import CPU, Table, quiet, summarize
+from experiments.sr_rlfn.run import ACTIVATIONS, EDGES
+
+HERE = Path(__file__).parent
+COLUMNS = ("bits", "steps", "seed", "row", "psnr", "seconds", "choices")
+PATCH, BATCH = 24, 8
+WEIGHTS, INPUTS = ("lsq", "lsq_plus", "dorefa", "minmax"), ("lsq", "lsq_plus", "pams", "minmax")
+UNIFORM = {
+    "uniform_lsq": ("lsq", "lsq"),
+    "uniform_lsq_plus": ("lsq_plus", "lsq_plus"),
+    "uniform_pams": ("lsq", "pams"),
+    "uniform_dorefa_lsq_plus": ("dorefa", "lsq_plus"),
+    "uniform_minmax": ("minmax", "minmax"),
+}
+"""Algorithms of weights and of inputs; PAMS says nothing about weights that LSQ does not."""
+SEARCHED, PTQ = "searched", "ptq"
+ROWS = (PTQ, *UNIFORM, SEARCHED)
+SHARE = 0.4
+"""Of the steps for the search; the rest tunes what it has found."""
+RATE = 3e-4
+
+
+@dataclass(frozen=True)
+class Study:
+    """The network, its pictures, and where runs are kept."""
+
+    work: Path
+
+    def data(self, seed: int) -> Photographs:
+        """Patches that depend on the seed; the pictures to measure on do not."""
+        found = Photographs(32, PATCH, seed)
+        found.configure(photographs_rlfn().input)
+        return found
+
+    def row(self, name: str, bits: int, steps: int, seed: int) -> Iterator[Any]:
+        """PSNR on the three other photographs in dB, seconds, and what was chosen how often."""
+        data, model = self.data(seed), photographs_rlfn().module
+        metric_name, metric = data.metric()
+        validation = Validation(data.val_dataloader() or (), metric, metric_name)
+        common: dict[str, Any] = {
+            "validation": validation,
+            "run_dir": self.work / f"{name}_{bits}_{steps}_{seed}",
+            "seed": seed,
+            "trainer": CPU,
+        }
+        started = time.perf_counter()
+        result: Any
+        if name == PTQ:
+            space = uniform(bits, bits, None, ACTIVATIONS, edges=EDGES)
+            settings = PTQSettings(steps=300, screen_images=4, discrete_every=0)
+            result = search_ptq(model, data.calibration(), space, settings, **common, report_images=0)
+        else:
+            weights, inputs = (WEIGHTS, INPUTS) if name == SEARCHED else ([one] for one in UNIFORM[name])
+            space = learned(bits, bits, weights, inputs, edges=EDGES)
+            loader = data.train_dataloader()
+            share = SHARE if name == SEARCHED else 0.0
+            epoch = len(loader.dataset) // BATCH  # type: ignore[arg-type]
+            result = search_qat(
+                model, loader, data.calibration(), space, settings_of(share, steps / epoch), **common
+            )
+        psnr = result.metrics["searched"]["validation"][metric_name]
+        yield from (psnr, time.perf_counter() - started, choices(result.bundle.strategy))
+
+
+def settings_of(share: float, epochs: float) -> QATSettings:
+    """``share`` of the epochs search, the rest tunes; where nothing is searched, all of it is one."""
+    return QATSettings(
+        epochs=share * epochs if share else epochs,
+        tune_epochs=(1 - share) * epochs if share else 0,
+        batch_size=BATCH,
+        learning_rate=RATE,
+        logit_rate=0.1,
+        schedule=SoftmaxSchedule(entropy=0.5, entropy_delay=0.3),
+        norm_batches=0,
+    )
+
+
+def choices(strategy: Any) -> str:
+    """How often each algorithm was chosen, weights before inputs."""
+    names = [f"{role[0]}:{choice.algorithm}" for _, role, choice in strategy.choices()]
+    return " ".join(f"{name}={names.count(name)}" for name in sorted(set(names), reverse=True))
+
+
+def compute(study: Study, bits: Sequence[int], steps: int, seeds: Sequence[int], table: Table) -> None:
+    """The rows that are missing."""
+    for seed in seeds:
+        for width in bits:
+            for name in ROWS:
+                if not table.has(width, steps, seed, name):
+                    table.add(width, steps, seed, name, *study.row(name, width, steps, seed))
+
+
+def main() -> None:
+    """Compute, or sum up."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--bits", type=int, nargs="+", default=[4])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, default=HERE / "qat.csv")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
+    arguments = parser.parse_args()
+    if arguments.summary:
+        return summarize(arguments.out, ("bits", "steps", "row"), ("psnr", "seconds"))
+    if arguments.work is None:
+        parser.error("--work FOLDER is needed")
+    quiet(arguments.threads)
+    table = Table(arguments.out, COLUMNS, keys=4)
+    compute(Study(arguments.work), arguments.bits, arguments.steps, arguments.seeds, table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Study: post-training quantization of the published RLFN, which enlarges pictures. See README.md here.
+
+    python -m experiments.sr_rlfn.run --data FOLDER
+
+FOLDER holds ``weights/rlfn_x4.pth``, ``Set5``, ``Set14`` and ``BSDS_train``. Rows are appended to
+results.csv as they are found; rows that are there already are not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dqss.data.pictures import Pictures
+from dqss.image_quality import psnr_y
+from dqss.lit.search import search_ptq
+from dqss.lit.settings import PTQSettings
+from dqss.losses import PictureLoss
+from dqss.models.super_resolution import super_resolution
+from dqss.search_spaces import uniform
+from dqss.space import SearchSpace
+from dqss.supernet import Assignment, Supernet
+from dqss.uniform import uniform_assignments
+from experiments.harness import CPU, Table, quiet, summarize
+
+HERE = Path(__file__).parent
+COLUMNS = ("bits", "edges", "seed", "row", "set5", "set14", "mse", "evaluations", "seconds", "name")
+SCALE, PATCHES, PATCH = 4, 32, 32
+EDGES = ("conv_1", "upsampler.0")
+"""The first and the last layer."""
+SETS = ("Set5", "Set14")
+ACTIVATIONS = [
+    "minmax",
+    {"name": "percentile", "p": 99.99},
+    {"name": "percentile", "p": 99.9},
+    {"name": "percentile", "p": 99.5},
+    {"name": "percentile", "p": 99.0},
+    "mse",
+    {"name": "lp", "p": 3.0},
+    "aciq_gaussian",
+    "aciq_laplace",
+]
+
+
+def space(bits: int, edges: int) -> SearchSpace:
+    """Nine ways to clip inputs, eight to clip weights; the first and the last layer at ``edges`` bits."""
+    return uniform(
+        bits, bits, None, ACTIVATIONS, edges=EDGES, edge_bits=edges, name=f"sr_rlfn({bits}, {edges})"
+    )
+
+
+class Study:
+    """The network, and whole pictures to measure on: nothing is chosen with them."""
+
+    def __init__(self, data: Path, settings: PTQSettings) -> None:
+        self.data, self.settings = data, settings
+        loaded = super_resolution("rlfn", SCALE, data / "weights" / "rlfn_x4.pth")
+        self.model: nn.Module = loaded.module
+        self.input = loaded.input
+        self.sets = {name: self._pictures(data / name) for name in SETS}
+
+    def _pictures(self, folder: Path) -> list[tuple[Tensor, Tensor]]:
+        data = Pictures(self.data / "BSDS_train", folder)
+        data.configure(self.input)
+        loader = data.val_dataloader()
+        assert loader is not None
+        return list(loader)
+
+    @torch.no_grad()
+    def psnr(self, network: nn.Module, name: str) -> float:
+        """Mean over the pictures of a set, in dB."""
+        each = [psnr_y(network(low), high, peak=255.0, border=SCALE) for low, high in self.sets[name]]
+        return float(torch.cat(each).mean())
+
+    def both(self, supernet: Supernet, assignment: Assignment) -> tuple[float, float]:
+        """On both sets."""
+        with supernet.assign(assignment):
+            return self.psnr(supernet, "Set5"), self.psnr(supernet, "Set14")
+
+    def rows(self, bits: int, edges: int, seed: int, loss: str, every: bool) -> Iterator[tuple[object, ...]]:
+        """The search with all that it is compared with."""
+        patches = Pictures(self.data / "BSDS_train", None, PATCHES, PATCH, seed)
+        patches.configure(self.input)
+        started = time.perf_counter()
+        # L1 to the pictures themselves, or the squared error to the float network's output.
+        settings = replace(self.settings, loss=PictureLoss() if loss == "picture" else None)
+        result = search_ptq(
+            self.model, patches.calibration(), space(bits, edges), settings, seed=seed, trainer=CPU
+        )
+        seconds, supernet = time.perf_counter() - started, result.supernet
+        found, metrics = result.discretized, result.metrics
+        suffix = "" if loss == "output" else f"_{loss}"
+        spent = metrics["evaluations"]
+        assignments = found.assignments
+        both = self.both(supernet, assignments["refined"])
+        yield "searched" + suffix, *both, found.selection["refined"], spent, seconds, found.exported
+        if suffix:
+            return
+        assert found.best_uniform is not None
+        both = self.both(supernet, assignments[found.best_uniform])
+        yield "best_uniform", *both, found.selection[found.best_uniform], 0, 0.0, found.best_uniform
+        uniform = uniform_assignments(supernet)
+        for name in uniform if every else (name for name in uniform if alike(name)):
+            with supernet.assign(uniform[name]):
+                yield f"uniform {name}", self.psnr(supernet, "Set5"), "", "", 0, 0.0, name
+
+
+def alike(name: str) -> bool:
+    """Whether a pair is of one algorithm on both sides, whatever its parameter."""
+    weight, activation = (part.split(" ")[-1].split("@")[0].split("(")[0] for part in name.split(" / "))
+    return weight == activation
+
+
+def main() -> None:
+    """Compute the rows that are missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4])
+    parser.add_argument("--edges", type=int, default=8, help="bits of the first and the last layer")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--loss", choices=["output", "picture"], default="output")
+    parser.add_argument(
+        "--every", action="store_true", help="measure all uniform pairs on Set5, not only those alike"
+    )
+    parser.add_argument("--out", type=Path, default=HERE / "results.csv")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
+    arguments = parser.parse_args()
+    if arguments.summary:
+        return summarize(arguments.out, ("bits", "edges", "row"), ("set5", "set14", "mse", "seconds"))
+    if arguments.data is None:
+        parser.error("--data FOLDER is needed")
+    quiet(arguments.threads)
+    table = Table(arguments.out, COLUMNS, keys=4)
+    settings = PTQSettings(
+        steps=arguments.steps, batch_size=arguments.batch_size, screen_images=4, discrete_every=0
+    )
+    study = Study(arguments.data, settings)
+    for row in () if table.has("float", "", "", "float") else ("float",):
+        both = study.psnr(study.model, "Set5"), study.psnr(study.model, "Set14")
+        table.add("float", "", "", row, *both, 0.0, 0, 0.0, "")
+    searched = "searched" if arguments.loss == "output" else f"searched_{arguments.loss}"
+    for seed in arguments.seeds:
+        for bits in arguments.bits:
+            key = bits, arguments.edges, seed
+            if table.has(*key, searched):
+                continue
+            for row in study.rows(*key, arguments.loss, arguments.every):
+                table.add(*key, *row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The studies of super-resolution: what they compare is what they say."""
+
+import pytest
+
+from dqss.quantizers import LEARNED
+from dqss.space import LayerInfo
+from experiments.sr_rlfn import qat, run
+
+
+def layer(name: str) -> LayerInfo:
+    return LayerInfo(name, ("Conv2d", "_ConvNd", "Module"), 0, -3)
+
+
+@pytest.mark.parametrize("edges", [8, 4])
+def test_bits_of_edges_and_of_all_others(edges: int) -> None:
+    space = run.space(4, edges)
+    for name, bits in (("conv_1", edges), ("block_1.c1_r", 4), ("upsampler.0", edges)):
+        found = space.candidates(layer(name))
+        assert found is not None and len(found.weight) == 8 and len(found.activation) == 9
+        assert {c.spec.bits for c in (*found.weight, *found.activation)} == {bits}
+
+
+def test_pairs_of_one_algorithm() -> None:
+    assert run.alike("W mse@4 / A mse@4") and run.alike("W percentile(p=97.0)@4 / A percentile(p=99.9)@4")
+    assert not run.alike("W mse@4 / A minmax@4")
+
+
+def test_uniform_rows_train_as_many_steps_as_searched_ones() -> None:
+    for epochs in (1.0, 16.7):
+        whole, parts = qat.settings_of(0.0, epochs), qat.settings_of(qat.SHARE, epochs)
+        assert whole.epochs == epochs and whole.tune_epochs == 0
+        assert parts.epochs + parts.tune_epochs == pytest.approx(epochs)
+        assert (whole.learning_rate, whole.batch_size) == (parts.learning_rate, parts.batch_size)
+
+
+def test_every_uniform_pair_is_in_what_is_searched() -> None:
+    for weight, activation in qat.UNIFORM.values():
+        assert weight in qat.WEIGHTS and activation in qat.INPUTS
+    assert {"lsq", "lsq_plus", "pams", "dorefa"} <= set(LEARNED)
