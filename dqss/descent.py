@@ -53,10 +53,10 @@ def descend(
 
     if over():
         return current, changes
-    best, radius = evaluator.measure_each(current, "refine"), len(current)
-    while radius >= FEWEST and not over():
+    best, radius, done = evaluator.measure_each(current, "refine"), len(current), False
+    while not done and not over():
         effects = evaluator.second_order(current, "refine", WATCHED)
-        while radius >= FEWEST and not over():
+        while not done and not over():
             trial = limits.near(current, radius).solve(effects)
             changed = sum(trial[name] != option for name, option in current.items())
             each = better(evaluator, trial, best, screen, CONFIDENCE) if changed else None
@@ -64,5 +64,6 @@ def descend(
                 changes.append(f"{changed} decisions at once, {mean(best):.5f} -> {mean(each):.5f}")
                 current, best = trial, each
                 break
-            radius = min(radius, changed) // 2
+            done = changed <= FEWEST
+            radius = max(FEWEST, min(radius, changed) // 2)
     return current, changes

@@ -20,11 +20,12 @@ from dqss.discretize import RefineSettings, refine
 from dqss.errors import StrategyError
 from dqss.lit.checkpoint import LAST, AtomicCheckpoints
 from dqss.measure import Evaluator
+from dqss.report.run import CURVES
 from dqss.strategy import STRATEGY_FILE, Strategy
 from dqss.supernet import Assignment, Supernet
 from dqss.ties import named
 
-FOLDER = "pareto"
+FOLDER = CURVES
 """Of the points, in the run folder of their search."""
 Row = dict[str, Any]
 

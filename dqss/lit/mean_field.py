@@ -14,7 +14,7 @@ from dqss.decision import Decision, set_outcomes
 from dqss.effects import logits_of_entropy, pool, potentials
 from dqss.errors import NonFiniteError
 
-ESTIMATED = 20.0
+ESTIMATED = 200.0
 """Samples of each option that an estimate from before the search is worth."""
 SETTLING = 100
 """Times that prices and probabilities follow one another before the first step."""
