@@ -18,8 +18,9 @@ from dqss.trials import better, mean
 
 WATCHED = 256
 """Inputs that estimates are made of."""
-CONFIDENCE = 1.0
-"""Standard errors that a step must gain: a dozen are tried, not hundreds as of single switches."""
+CONFIDENCE = 0.5
+"""Standard errors that a step must gain: a dozen are tried, not hundreds as of single switches. For the
+same reason each is measured on the whole part at once: of some thirty inputs a few decide the mean."""
 FEWEST = 2
 """Decisions that the smallest step may change."""
 
@@ -29,7 +30,6 @@ def descend(
     assignment: Assignment,
     limits: Limits,
     passes: float,
-    screen: int,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, int], list[str]]:
     """Take steps until even the smallest gains nothing.
@@ -39,7 +39,6 @@ def descend(
         assignment: keeps all limits, and so does every step.
         limits: to keep.
         passes: no step is begun after so many passes over the ``refine`` part.
-        screen: inputs on which a step is tried first.
         out_of_time: ends it too.
 
     Returns:
@@ -59,7 +58,7 @@ def descend(
         while not done and not over():
             trial = limits.near(current, radius).solve(effects)
             changed = sum(trial[name] != option for name, option in current.items())
-            each = better(evaluator, trial, best, screen, CONFIDENCE) if changed else None
+            each = better(evaluator, trial, best, len(best), CONFIDENCE) if changed else None
             if each is not None:
                 changes.append(f"{changed} decisions at once, {mean(best):.5f} -> {mean(each):.5f}")
                 current, best = trial, each

@@ -138,9 +138,7 @@ def refine(
     if limit <= 0 or out_of_time():
         return current, changes
     if limits is not None:
-        current, changes = descend(
-            evaluator, current, limits, settings.program_passes, settings.screen, out_of_time
-        )
+        current, changes = descend(evaluator, current, limits, settings.program_passes, out_of_time)
     begin = evaluator.meter.evaluations
     best = evaluator.measure_each(current, "refine")
     improved = True

@@ -26,7 +26,7 @@ def limited(seed: int, landscape: Any, pairs: bool = False) -> tuple[Limits, dic
 def test_one_step_finds_the_best_within_limits_where_nothing_interacts(seed: int) -> None:
     landscape: Any = Landscape(seed)
     limits, start = limited(seed, landscape, pairs=seed % 2 == 1)
-    found, changes = descend(landscape, start, limits, passes=1000, screen=10)
+    found, changes = descend(landscape, start, limits, passes=1000)
     assert limits.hold(found)
     allowed = [one for one in every(dict(limits.options)) if limits.hold(one)]
     assert landscape.value(found) == pytest.approx(min(landscape.value(one) for one in allowed))
@@ -37,7 +37,7 @@ def test_one_step_finds_the_best_within_limits_where_nothing_interacts(seed: int
 def test_where_much_interacts_it_is_never_worse_and_ends_where_no_pair_is_promising(seed: int) -> None:
     landscape: Any = Landscape(seed, pairwise=1.0)
     limits, start = limited(seed, landscape)
-    found, changes = descend(landscape, start, limits, passes=1000, screen=10)
+    found, changes = descend(landscape, start, limits, passes=1000)
     assert limits.hold(found)
     assert landscape.value(found) <= landscape.value(start)
     assert (landscape.value(found) < landscape.value(start)) == bool(changes) == (found != start)
@@ -60,11 +60,11 @@ def test_where_much_interacts_it_is_never_worse_and_ends_where_no_pair_is_promis
 def test_no_step_is_begun_beyond_its_passes_or_out_of_time() -> None:
     landscape: Any = Landscape(1, pairwise=1.0)
     limits, start = limited(1, landscape)
-    assert descend(landscape, start, limits, passes=0, screen=10) == (start, [])
-    assert descend(landscape, start, limits, 1000, 10, out_of_time=lambda: True) == (start, [])
+    assert descend(landscape, start, limits, passes=0) == (start, [])
+    assert descend(landscape, start, limits, 1000, out_of_time=lambda: True) == (start, [])
     assert landscape.meter.evaluations == 0
-    descend(landscape, start, limits, passes=2, screen=10)
-    assert landscape.meter.evaluations <= 100 + 3 * 100 + 100 + 10
+    descend(landscape, start, limits, passes=2)
+    assert landscape.meter.evaluations <= 100 + 3 * 100 + 100
 
 
 @pytest.mark.parametrize("seed", range(30))

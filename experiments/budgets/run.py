@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import nn
 
 from dqss.budget import Budget, Limits, costs
 from dqss.budget.workload import Workload, watch
+from dqss.discretize import RefineSettings
 from dqss.lit.build import build, limits_of
 from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
@@ -48,7 +49,6 @@ WIDTHS, FEW_WIDTHS = (2, 3, 4, 5, 6, 8), (4, 5, 6, 8)
 WEIGHTS = ("minmax", {"name": "percentile", "p": 99.0}, "mse", {"name": "lp", "p": 3.0})
 ACTIVATIONS = ("minmax", {"name": "percentile", "p": 99.9}, "mse", "aciq_laplace")
 DRAWS, PROBED = 5, 128
-STEPS = 300
 
 SEARCHED = ("joint", "bits_only", "algorithm_only")
 SCORED = ("sqnr", "hessian", "random", "greedy")
@@ -213,9 +213,11 @@ def scored(study: Study, target: Target, seed: int, wanted: Callable[[str], bool
 
 def searched(study: Study, target: Target, seed: int, name: str) -> Row:
     """A whole search, as a user would run it, with all candidates or some."""
-    begun = study.prepared(target, seed)
     widths, before, started = target.widths(study.widths), 0, time.perf_counter()
-    candidates = space(*widths)
+    candidates, budget = space(*widths), Budget(average_weight_bits=target.weight)
+    if name == "bits_only" or target.limit == "bitops":
+        begun = study.prepared(target, seed)
+        budget = begun.budget
     if name == "algorithm_only":
         candidates = space((target.weight,), (target.activation,))
     if name == "bits_only":
@@ -223,9 +225,14 @@ def searched(study: Study, target: Target, seed: int, name: str) -> Row:
         before = begun.evaluator.meter.evaluations
         pair = [_of(begun.evaluator.supernet, best, role) for role in ("weight", "activation")]
         candidates = space(*widths, *([{"name": each.algorithm, **each.kwargs}] for each in pair))
-    samples, budget = study.calibration(seed), begun.budget
     result = search_ptq(
-        study.model, samples, candidates, study.settings, seed=seed, trainer=CPU, budget=budget
+        study.model,
+        study.calibration(seed),
+        candidates,
+        study.settings,
+        seed=seed,
+        trainer=CPU,
+        budget=budget,
     )
     seconds = time.perf_counter() - started
     exported = result.discretized.assignments[result.discretized.exported]
@@ -286,6 +293,7 @@ def of_cifar(name: str, data: Path, settings: PTQSettings) -> Study:
 def of_mobilenet(checkpoint: Path, data: Path, settings: PTQSettings) -> Study:
     """The study on MobileNetV2 and real images; all calibration images for every seed."""
     network = Network("mobilenet", checkpoint, data)
+    settings = replace(settings, refine=RefineSettings(passes=4, program_passes=10))  # it takes long
     return Study(
         "mobilenetv2",
         network.model,
@@ -316,7 +324,7 @@ def main() -> None:
     if arguments.network is None or arguments.data is None:
         parser.error("a network and --data FOLDER are needed")
     quiet(arguments.threads)
-    settings = PTQSettings(discrete_every=0, steps=STEPS)
+    settings = PTQSettings(discrete_every=0)
     if arguments.network in CHECKPOINTS:
         study = of_cifar(arguments.network, arguments.data, settings)
     else:
