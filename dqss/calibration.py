@@ -51,7 +51,7 @@ def probe(
             if distance is None:
                 distance = default_distance(first_tensor(output))
             read = distance.read(output)
-            signs = _signs(read, generator)
+            signs = random_signs(read, generator)
             if read.requires_grad:
                 vector = distance.curvature_root(read.detach().float(), signs).to(read.dtype)
                 torch.autograd.backward([read], [vector])
@@ -61,7 +61,7 @@ def probe(
     return count
 
 
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
     """Random signs as fp32, drawn on the CPU, so that devices agree."""
     drawn = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.float32)
     return (2 * drawn - 1).to(like.device)

@@ -234,6 +234,12 @@ class Decision(KeepsPrecision):
         """Sums of ``[K]`` over the options of each outcome."""
         return values.new_zeros(self.outcomes).index_add(0, self.outcome, values)
 
+    def mean_by_outcome(self, values: Tensor) -> Tensor:
+        """Means of ``[K]`` over the options of each outcome, ``[C]``; both on the CPU."""
+        outcome = self.outcome.cpu()
+        sums = torch.zeros(self.outcomes, dtype=values.dtype).index_add(0, outcome, values)
+        return sums / torch.bincount(outcome, minlength=self.outcomes)
+
     def extra_repr(self) -> str:
         """Name and number of options, for ``print(supernet)``."""
         return f"{self.name!r}, options={len(self.options)}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import inf, isfinite, isnan
-from statistics import stdev
 
 from dqss.budget.limits import Limits
 from dqss.budget.switches import Switch, within
+from dqss.descent import descend
 from dqss.errors import UserError
 from dqss.measure import Evaluator
 from dqss.supernet import Assignment
+from dqss.trials import better, finite, mean
 from dqss.uniform import FIRST_RUNG, screen
 
 
@@ -23,6 +23,8 @@ class RefineSettings:
         passes: limit, in passes over the part that is searched on (0: no refinement).
         screen: images on which a change is tried first; only promising ones get the whole part.
         alternatives: options tried per decision in one sweep.
+        program_passes: with a budget, limit for the steps of the integer program before the sweeps
+            (:func:`dqss.descent.descend`), in passes likewise (0: none).
         confidence: a change is kept if its mean gain exceeds so many standard errors of the
             gains (paired, over the images). Hundreds of changes are tried: of those that do nothing,
             one in six gains more than one standard error by chance, one in forty more than two, one
@@ -33,9 +35,16 @@ class RefineSettings:
     screen: int = 32
     alternatives: int = 2
     confidence: float = 3.0
+    program_passes: float = 25.0
 
     def __post_init__(self) -> None:
-        for name, least in (("passes", 0), ("screen", 1), ("alternatives", 1), ("confidence", 0)):
+        for name, least in (
+            ("passes", 0),
+            ("screen", 1),
+            ("alternatives", 1),
+            ("confidence", 0),
+            ("program_passes", 0),
+        ):
             if not getattr(self, name) >= least:
                 raise UserError(f"refine.{name}={getattr(self, name)}: expected {least} or more")
 
@@ -77,18 +86,21 @@ def discretize(
     worse on the selection part than the best uniform one. That one is chosen on the part that is
     searched on, like the searched one: of several measured on the selection part the luckiest would
     win, and its luck would be counted for it. With ``limits``, which ``found`` and ``uniform`` keep
-    already, refinement stays within them.
+    already, refinement stays within them, and may begin from the best uniform assignment.
     """
-    argmax = _best(evaluator, found, out_of_time)
-    refined, changes = refine(evaluator, argmax, settings, out_of_time, limits)
     names = screen(evaluator, uniform, finalists, first) if uniform else []
     best_uniform = names[0] if names else None
+    argmax = _best(evaluator, found, out_of_time)
+    begin = argmax
+    if limits is not None:
+        begin = _best(evaluator, [*(uniform[name] for name in names[:1]), argmax], out_of_time)
+    refined, changes = refine(evaluator, begin, settings, out_of_time, limits)
     contenders: dict[str, Assignment] = {"refined": refined, "argmax": argmax}
     contenders.update({name: uniform[name] for name in names})
     measured = ("refined", "argmax", *names[:1])
     selection = {name: evaluator.measure(contenders[name], "select") for name in measured}
     # Between argmax and refined the larger part has spoken already, and by more than chance.
-    exported = min(("refined", *names[:1]), key=lambda name: _finite(selection[name]))
+    exported = min(("refined", *names[:1]), key=lambda name: finite(selection[name]))
     return Discretized(contenders, selection, exported, best_uniform, changes)
 
 
@@ -98,7 +110,7 @@ def _best(
     different = [one for k, one in enumerate(found) if one not in found[k + 1 :]]
     if len(different) == 1 or out_of_time():
         return dict(found[-1])
-    scores = [_finite(evaluator.measure(one, "refine")) for one in different]
+    scores = [finite(evaluator.measure(one, "refine")) for one in different]
     return dict(different[scores.index(min(scores))])
 
 
@@ -114,8 +126,9 @@ def refine(
     One forward and backward pass estimates what every switch of every decision would do
     (:meth:`Evaluator.first_order`); the best ones are tried in that order and kept where the
     measured distance falls by more than chance. Sweeps repeat until none helps or the limit is
-    reached. With ``limits`` a switch that would break one is tried together with another that makes
-    room for it.
+    reached. With ``limits`` steps of the integer program come first (:func:`dqss.descent.descend`),
+    effects are estimated to second order, since first order would take the narrowest option there is,
+    and a switch that would break a limit is tried together with another that makes room for it.
 
     Returns:
         The refined assignment and a line for each change.
@@ -124,6 +137,8 @@ def refine(
     limit = settings.passes * len(evaluator.parts["refine"])
     if limit <= 0 or out_of_time():
         return current, changes
+    if limits is not None:
+        current, changes = descend(evaluator, current, limits, settings.program_passes, out_of_time)
     begin = evaluator.meter.evaluations
     best = evaluator.measure_each(current, "refine")
     improved = True
@@ -135,37 +150,20 @@ def refine(
             trial = {**current, **move}
             if limits is not None and not limits.hold(trial):
                 continue  # an earlier change of this sweep has used the room
-            each = _try(evaluator, trial, best, settings)
+            each = better(evaluator, trial, best, settings.screen, settings.confidence)
             if each is not None:
                 what = " and ".join(f"{name}: option {current[name]} -> {k}" for name, k in move.items())
-                changes.append(f"{what}, {_mean(best):.5f} -> {_mean(each):.5f}")
+                changes.append(f"{what}, {mean(best):.5f} -> {mean(each):.5f}")
                 current, best, improved = trial, each, True
     return current, changes
-
-
-def _try(
-    evaluator: Evaluator, trial: Assignment, best: list[float], settings: RefineSettings
-) -> list[float] | None:
-    """Distances of ``trial`` on the ``refine`` part if it is better than ``best``, otherwise None."""
-    if settings.screen < len(best):
-        few = evaluator.measure_each(trial, "refine", settings.screen)
-        if not _mean(few) < _finite(_mean(best[: settings.screen])):  # nor if it is NaN
-            return None
-    each = evaluator.measure_each(trial, "refine")
-    if not isfinite(_mean(each)):
-        return None
-    if not isfinite(_mean(best)):
-        return each
-    gains = [before - after for before, after in zip(best, each, strict=True)]
-    error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
-    return each if _mean(gains) > settings.confidence * error else None
 
 
 def _proposals(
     evaluator: Evaluator, current: Assignment, alternatives: int, limits: Limits | None
 ) -> list[dict[str, int]]:
-    """The most promising switches of each decision, by first-order effect, best first."""
-    effects = evaluator.first_order(current, "refine")
+    """The most promising switches of each decision, by their estimated effect, best first."""
+    estimate = evaluator.first_order if limits is None else evaluator.second_order
+    effects = estimate(current, "refine")
     ranked: list[Switch] = []
     every: list[Switch] = []
     for name, effect in effects.items():
@@ -181,12 +179,3 @@ def _proposals(
         return [{switch.name: switch.option} for switch in ranked]
     moves = within(ranked, every, current, limits)
     return [move for _, move in sorted(moves, key=lambda move: move[0])]
-
-
-def _finite(distance: float) -> float:
-    """NaN compares with nothing: a network that gives it is the worst of all."""
-    return inf if isnan(distance) else distance
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

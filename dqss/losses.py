@@ -49,6 +49,16 @@ class Distance(ABC):
         """
         return signs
 
+    def curvature_scale(self, output: Tensor) -> float:
+        """The factor on that mean outer product which makes it the Hessian of :meth:`per_sample`.
+
+        Zero for distances without a Hessian, so that what is derived from it is left out.
+
+        Args:
+            output: ``[N, ...]``; only its shape counts.
+        """
+        return 0.0
+
     def __call__(self, output: Any, reference: Tensor, targets: Tensor | None = None) -> Tensor:
         """The mean over samples; ``targets`` are not looked at."""
         return self.per_sample(self.read(output).float(), reference.float()).mean()
@@ -74,6 +84,10 @@ class KLDivergence(Distance):
         drawn = p.sqrt() * signs
         return drawn - p * drawn.sum(dim=-1, keepdim=True)
 
+    def curvature_scale(self, output: Tensor) -> float:
+        """See :meth:`Distance.curvature_scale`: positions are averaged."""
+        return 1.0 / max(output[0, ..., 0].numel(), 1)
+
 
 class MeanSquaredError(Distance):
     """Mean squared difference, in squared units of the network's output."""
@@ -83,6 +97,10 @@ class MeanSquaredError(Distance):
     def per_sample(self, output: Tensor, reference: Tensor) -> Tensor:
         """See :meth:`Distance.per_sample`."""
         return (output - reference).square().flatten(1).mean(1)
+
+    def curvature_scale(self, output: Tensor) -> float:
+        """See :meth:`Distance.curvature_scale`: values are averaged."""
+        return 2.0 / max(output[0].numel(), 1)
 
 
 class MeanAbsoluteError(Distance):

@@ -16,6 +16,7 @@ from dqss.calls import call_model
 from dqss.io import Journal
 from dqss.losses import Distance
 from dqss.samples import Samples
+from dqss.sensitivity import GROUP, PASSES, second_order
 from dqss.supernet import Assignment, Supernet
 
 FORWARD_FACTOR = 4
@@ -158,6 +159,21 @@ class Evaluator:
             effects = {name: _take_gradient(decision.logits) for name, decision in decisions.items()}
         self.meter.backward(len(indices))
         return {name: effect - effect[assignment[name]] for name, effect in effects.items()}
+
+    def second_order(self, assignment: Assignment, part: str, count: int | None = None) -> dict[str, Tensor]:
+        """Effect of switching each decision to each option, ``[K]`` a decision, to second order.
+
+        What an option adds of its own is in it, see :mod:`dqss.sensitivity`: where options differ in
+        bits that is nearly all there is. On (the first ``count`` images of) a part.
+        """
+        indices = self.parts[part][:count]
+        groups = batches(indices, min(GROUP, self.batch_size))
+        with self.supernet.pinned(assignment):
+            found = second_order(
+                self._run, self.reference, self.distance, self.supernet.decisions, assignment, groups
+            )
+        self.meter.evaluations += PASSES * len(indices)
+        return found
 
     def _run(self, indices: Sequence[int]) -> Any:
         return call_model(self.supernet, to_device(self.samples.batch(indices), self.device))

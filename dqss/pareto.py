@@ -34,6 +34,7 @@ from dqss.lit.settings import PTQSettings
 from dqss.measure import Evaluator, measure_stream
 from dqss.prepare import Prepared
 from dqss.progress import ConsoleReporter
+from dqss.report import write_report
 from dqss.search import GROUPS, budget_of, settings_of
 from dqss.strategy import Strategy, utc_now
 from dqss.summarize import to_csv, to_markdown
@@ -64,6 +65,7 @@ def main(config: DictConfig) -> None:
     rows = table(points_of(folder, config.limit), config.limit)
     for name, text in (("csv", to_csv(rows)), ("md", to_markdown(rows))):
         write_text_atomic(folder / FOLDER / f"{config.limit}.{name}", text)
+    write_report([folder])
     Console().print(to_markdown(rows), end="", soft_wrap=True, markup=False, highlight=False)
 
 

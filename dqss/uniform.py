@@ -71,6 +71,15 @@ def affordable(
     return kept
 
 
+def widest(supernet: Supernet) -> dict[str, int]:
+    """The first option with the most bits of each decision: of all that is known, the next to float."""
+    found = {}
+    for name, decision in supernet.decisions.items():
+        bits = [cast("Candidate", option).spec.bits for option in decision.options]
+        found[name] = bits.index(max(bits))
+    return found
+
+
 def pair_name(weight: Candidate | None, activation: Candidate | None) -> str:
     """``W mse@4 / A percentile(p=99.9)@4``."""
     parts = [f"{role} {c.title}" for role, c in (("W", weight), ("A", activation)) if c is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -156,6 +156,14 @@ class Limits:
         found = minimize(SumCost("score", "", single), self.options, self.limits)
         assert found is not None  # check() has found that something keeps them
         return found
+
+    def near(self, assignment: Assignment, changes: int) -> Limits:
+        """The same, and no more than so many decisions may differ from an assignment that keeps them."""
+        differs = {}
+        for name, count in self.options.items():
+            differs[name] = torch.ones(count, dtype=torch.float64)
+            differs[name][assignment[name]] = 0.0
+        return replace(self, limits=[*self.limits, Limit(SumCost("changes", "", differs), changes)])
 
     def achieved(self, assignment: Assignment) -> dict[str, float]:
         """Every cost that is known, exactly."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from dqss.budget.limits import Limits
 from dqss.decision import Decision
 
-BEGIN, LEAST, MOST = 0.1, 1e-4, 10.0
+BEGIN, LEAST, MOST = 0.1, 1e-6, 10.0
 """Multipliers, in units of what is at stake: first, smallest, largest. With the largest, prices
 decide; while the entropy is high no price could keep a limit, and must come down again soon."""
 GAIN = 0.5
@@ -34,10 +34,14 @@ class Steering:
     Args:
         decisions: all of a supernet.
         limits: on their assignments.
+        estimates: of the effect of each option, ``[K]`` a decision, from before the search.
     """
 
-    def __init__(self, decisions: Sequence[Decision], limits: Limits) -> None:
+    def __init__(
+        self, decisions: Sequence[Decision], limits: Limits, estimates: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.decisions, self.limits = list(decisions), limits
+        self.estimates = dict(estimates or {})
         self.multipliers = torch.full((len(limits.limits),), BEGIN, dtype=torch.float64)
         self.effects: dict[str, Tensor] = {}
 
@@ -93,6 +97,10 @@ class Steering:
         """The assignment with the best scores that keeps all limits."""
         return self.limits.solve(self.scores())
 
+    def begin(self) -> list[dict[str, int]]:
+        """The best assignment that keeps all limits as far as the estimates know, where there are any."""
+        return [self.limits.solve(self.estimates)] if self.estimates else []
+
     def record(self, assignment: Mapping[str, int]) -> dict[str, Any]:
         """What a strategy says about its budget: the limits, what it costs, and how it was chosen."""
         return {
@@ -103,11 +111,16 @@ class Steering:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"multipliers": self.multipliers, "effects": dict(self.effects)}
+        return {
+            "multipliers": self.multipliers,
+            "effects": dict(self.effects),
+            "estimates": dict(self.estimates),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
         self.multipliers, self.effects = state["multipliers"], dict(state["effects"])
+        self.estimates = dict(state["estimates"])
 
     def _prices(self, stake: float) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -132,6 +145,4 @@ def _by_outcome(decision: Decision, prices: dict[str, Tensor]) -> Tensor:
     price = prices.get(decision.name)
     if price is None:
         return torch.zeros(decision.outcomes, dtype=torch.float64)
-    outcome = decision.outcome.cpu()
-    sums = torch.zeros(decision.outcomes, dtype=price.dtype).index_add(0, outcome, price)
-    return sums / torch.bincount(outcome, minlength=decision.outcomes)
+    return decision.mean_by_outcome(price)

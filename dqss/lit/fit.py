@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from dqss.budget.limits import Limits
+from dqss.descent import WATCHED
 from dqss.errors import UserError
 from dqss.lit.checkpoint import AtomicCheckpoints, Deadline, SafeKeeping, restore, resumable_step
 from dqss.lit.device import device_of
@@ -23,6 +24,7 @@ from dqss.measure import Evaluator
 from dqss.progress import Reporter
 from dqss.spec import Candidate
 from dqss.supernet import Supernet
+from dqss.uniform import widest
 
 SEARCH_SHARE = 0.6
 """Share of ``max_minutes`` at which the search stops."""
@@ -49,6 +51,9 @@ def fit_ptq(
     plan = StepBatches(
         evaluator.parts["search"], evaluator.batch_size, steps, seed, start, rank(), world_size()
     )
+    estimates = None
+    if limits is not None:
+        estimates = evaluator.second_order(widest(evaluator.supernet), "search", WATCHED)
     module = PTQSearch(
         evaluator,
         plan,
@@ -60,6 +65,7 @@ def fit_ptq(
         settings.settle,
         settings.stop_after,
         limits,
+        estimates,
     )
     restore(module, checkpoint)
     with reporter.stage("search", steps) as stage:

@@ -20,11 +20,12 @@ from dqss.discretize import RefineSettings, refine
 from dqss.errors import StrategyError
 from dqss.lit.checkpoint import LAST, AtomicCheckpoints
 from dqss.measure import Evaluator
+from dqss.report.run import CURVES
 from dqss.strategy import STRATEGY_FILE, Strategy
 from dqss.supernet import Assignment, Supernet
 from dqss.ties import named
 
-FOLDER = "pareto"
+FOLDER = CURVES
 """Of the points, in the run folder of their search."""
 Row = dict[str, Any]
 
@@ -78,6 +79,8 @@ def solve_point(
         settings: of the refinement.
     """
     begins = [limits.solve(steering.scores()), *(dict(one) for one in smaller if limits.hold(one))]
+    if steering.estimates:
+        begins.append(limits.solve(steering.estimates))
     begin = min(begins, key=lambda one: evaluator.measure(one, "refine"))
     refined, changes = refine(evaluator, begin, settings, limits=limits)
     return Found(refined, evaluator.measure(refined, "select"), changes)

@@ -14,6 +14,11 @@ from dqss.decision import Decision, set_outcomes
 from dqss.effects import logits_of_entropy, pool, potentials
 from dqss.errors import NonFiniteError
 
+ESTIMATED = 200.0
+"""Samples of each option that an estimate from before the search is worth."""
+SETTLING = 100
+"""Times that prices and probabilities follow one another before the first step."""
+
 
 class MeanField(Optimizer):
     """Mean-field annealing of decisions that are :class:`dqss.decision.Sampled`.
@@ -30,7 +35,9 @@ class MeanField(Optimizer):
     its logits. It still counts for the temperature, with the effects last known: the others are
     neither hotter nor colder because of it, and follow the path that they would follow anyway.
 
-    With a budget, what an option costs is added to its effect, see :mod:`dqss.budget.steer`.
+    With a budget, what an option costs is added to its effect, see :mod:`dqss.budget.steer`. Effects that
+    were estimated before the search count like so many samples of every option that are never forgotten:
+    where widths differ, most options are drawn far too rarely to tell a hundredth of what is at stake.
 
     Args:
         decisions: whose logits to set.
@@ -51,6 +58,7 @@ class MeanField(Optimizer):
         super().__init__([decision.logits for decision in decisions], {"memory": memory})
         self.decisions = list(decisions)
         self.entropy = entropy
+        self._estimates = {} if steering is None else dict(steering.estimates)
         self._potentials: list[tuple[list[Decision], Tensor]] = []
         self.steering = steering
         for logits in self._logits():
@@ -120,6 +128,10 @@ class MeanField(Optimizer):
         """
         states = [self.state[decision.logits] for decision in group]
         sums, counts = (torch.stack([state[key] for state in states]) for key in ("sums", "counts"))
+        if self._estimates:
+            known = torch.stack([self._estimates[decision.name] for decision in group]).to(sums)
+            sums = sums + ESTIMATED * (known[:, None, :] - known[:, :, None])
+            counts = counts + ESTIMATED
         if group[0].outcomes == len(group[0].options):
             return sums, counts
         return pool(sums, counts, torch.stack([d.outcome for d in group]), group[0].outcomes)
@@ -139,3 +151,19 @@ class MeanField(Optimizer):
             by_option = rows.gather(1, torch.stack([decision.outcome for decision in group])).cpu()
             found |= {decision.name: row for decision, row in zip(group, by_option, strict=True)}
         return found
+
+
+@torch.no_grad()
+def begin_informed(steering: Steering, entropy: float) -> None:
+    """Set logits and prices to where estimates of the effects would lead a search at an entropy."""
+    groups: dict[tuple[int, int], list[Decision]] = {}
+    for decision in steering.decisions:
+        groups.setdefault((len(decision.options), decision.outcomes), []).append(decision)
+    effects = [
+        torch.stack([d.mean_by_outcome(steering.estimates[d.name]) for d in g]) for g in groups.values()
+    ]
+    for _ in range(SETTLING):
+        priced = steering.priced(list(groups.values()), effects)
+        for group, rows in zip(groups.values(), logits_of_entropy(priced, entropy), strict=True):
+            set_outcomes(group, rows.to(group[0].logits))
+        steering.adapt()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from dqss.budget.steer import Steering
 from dqss.calls import call_model
 from dqss.decision import entropies, margins, outcome_probabilities
 from dqss.errors import NonFiniteError
-from dqss.lit.mean_field import MeanField
+from dqss.lit.mean_field import MeanField, begin_informed
 from dqss.lit.schedules import Schedule
 from dqss.lit.settling import Settled, Settling
 from dqss.lit.stepped import HistoryRow, SteppedModule
@@ -79,6 +79,7 @@ class PTQSearch(SteppedModule):
         stop_after: the search is done when its argmax has not changed in so many steps (None: never
             before its last), see :class:`dqss.lit.unchanged.Unchanged`.
         limits: of a budget, which steer the search and which every assignment found keeps.
+        estimates: of the effect of each option, for a search with limits to begin from.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class PTQSearch(SteppedModule):
         settle: Settling = NEVER,
         stop_after: int | None = None,
         limits: Limits | None = None,
+        estimates: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.supernet = evaluator.supernet
@@ -108,7 +110,10 @@ class PTQSearch(SteppedModule):
         self.trajectory = Trajectory(self._decisions, batches.steps)
         self.effects: dict[str, Tensor] = {}
         """What was learned of each decision's options, see :meth:`MeanField.learned`; from checkpoints."""
-        self.steering = None if limits is None else Steering(self._decisions, limits)
+        self.steering = None if limits is None else Steering(self._decisions, limits, estimates)
+        entropy = schedule.informed_entropy
+        if self.steering is not None and estimates and entropy is not None:
+            begin_informed(self.steering, entropy)
         self.found: list[dict[str, int]] = []
         """What is chosen after each fall of the entropy, see :meth:`Schedule.cold`."""
         self.seconds = 0.0

@@ -18,6 +18,9 @@ from dqss.lit.mean_field import MeanField
 SHORTEST_MEMORY = 0.1
 """With less, options that were not drawn for long would have next to no weight in the fit."""
 
+HIGHEST = 0.999
+"""Share of ``log K``: at 1 the temperature would be infinite."""
+
 LARGEST_REHEAT = 0.25
 """Share of a search that may go to its reheats: the fall before them must be slow."""
 
@@ -43,6 +46,11 @@ class Schedule(ABC):
     prices_effects: ClassVar[bool] = False
     """Whether its optimizer adds the costs of options to their effects, so that the loss need not."""
 
+    @property
+    def informed_entropy(self) -> float | None:
+        """Share of ``log K`` to begin from where effects have been estimated; None: they are of no use."""
+        return None
+
     def optimizer(
         self,
         decisions: Sequence[Decision],
@@ -66,7 +74,8 @@ class MeanFieldSchedule(Schedule):
     """Sampled options; logits follow their measured effects, at a falling entropy.
 
     The entropy falls slowly once, and then a few times more from a lower one: each time the search
-    settles in a slightly other strategy, and the best of them, measured, is taken. See
+    settles in a slightly other strategy, and the best of them, measured, is taken. With a budget the
+    effects have been estimated before, and the first fall begins from ``reheat_entropy`` too. See
     :class:`dqss.lit.mean_field.MeanField`; a learning rate is not used. Not of the paper: our own
     way; ``experiments/cifar_resnet20`` compares it with the others.
 
@@ -108,6 +117,11 @@ class MeanFieldSchedule(Schedule):
         """See :meth:`Schedule.relaxation`."""
         return Sampled()
 
+    @property
+    def informed_entropy(self) -> float:
+        """See :attr:`Schedule.informed_entropy`."""
+        return min(self.entropy, self.reheat_entropy, HIGHEST)
+
     def optimizer(
         self,
         decisions: Sequence[Decision],
@@ -117,11 +131,13 @@ class MeanFieldSchedule(Schedule):
     ) -> dict[str, Any]:
         """See :meth:`Schedule.optimizer`."""
         falls = self._falls(steps)
+        if steering is not None and steering.estimates:
+            falls = [(first, last, min(entropy, self.informed_entropy)) for first, last, entropy in falls]
 
         def wanted(done: int) -> float:
             first, last, entropy = next(fall for fall in falls if done < fall[1] or fall is falls[-1])
             share = entropy + (self.final_entropy - entropy) * min(1.0, (done - first) / (last - first))
-            return min(max(share, 1e-3), 0.999)  # at 0 and 1 the temperature would be 0 and infinite
+            return min(max(share, 1e-3), HIGHEST)  # at 0 and 1 the temperature would be 0 and infinite
 
         memory = min(self.memory * steps, self.longest_memory)
         return {"optimizer": MeanField(decisions, wanted, 1.0 - min(1.0, 1.0 / memory), steering)}

@@ -133,7 +133,8 @@ def search_ptq(
             )
             evaluator.supernet.to(device)
         with clock.time("discretize"):
-            outcome = _discretize(evaluator, module.found, uniform, settings, deadline, reporter, limits)
+            found = module.found if module.steering is None else [*module.steering.begin(), *module.found]
+            outcome = _discretize(evaluator, found, uniform, settings, deadline, reporter, limits)
     cost = {"steps": len(module.history), "evaluations": evaluator.meter.evaluations}
     with clock.time("report"):
         oracle = settings.oracle and not deadline.passed(REFINE_SHARE)
@@ -173,7 +174,8 @@ def _discretize(
     reporter: Reporter,
     limits: Limits | None,
 ) -> Discretized:
-    planned = int(settings.refine.passes * len(evaluator.parts["refine"]))
+    passes = settings.refine.passes + (0 if limits is None else settings.refine.program_passes)
+    planned = int(passes * len(evaluator.parts["refine"]))
     with reporter.stage("discretize", planned) as stage:
         # Not before: a step of the search ends in a checkpoint of its own.
         evaluator.advance = stage.advance

@@ -17,6 +17,9 @@ STEPS, EASY_STEPS, EASY_BITS = 1200, 300, 8
 """Steps of a search, and of one whose candidates all have at least so many bits: there is little to
 lose there, while at three and at six bits 1,200 steps found better strategies than 300 did
 (``experiments/cifar_resnet20``)."""
+BUDGET_STEPS = 100
+"""Steps of a search within a budget. It begins from estimates of all effects, and from what they lead to the
+refinement goes furthest: what 300 and 600 steps ended in was no better (``experiments/budgets``)."""
 
 _POSITIVE = (
     "steps",
@@ -99,7 +102,11 @@ class PTQSettings:
 
     def steps_at(self, bits: int) -> int:
         """The steps of a search whose candidates have ``bits`` or more."""
-        return self.steps or (STEPS if bits < EASY_BITS else EASY_STEPS)
+        if self.steps:
+            return self.steps
+        if self.schedule.informed_entropy is not None and self.budget is not None and self.budget.given():
+            return BUDGET_STEPS
+        return STEPS if bits < EASY_BITS else EASY_STEPS
 
 
 def _patterns(given: str | Sequence[str] | None) -> tuple[str, ...] | None:

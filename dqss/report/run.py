@@ -20,7 +20,9 @@ from dqss.io import StrPath
 from dqss.report.record import RunRecord
 from dqss.strategy import STRATEGY_FILE, Strategy, one_line, read_bytes
 
-METRICS_FILE, HISTORY_FILE, PARETO_FILE = "metrics.json", "history.csv", "pareto.csv"
+METRICS_FILE, HISTORY_FILE = "metrics.json", "history.csv"
+CURVES = "pareto"
+"""Folder of the tables that ``python -m dqss.pareto`` writes, one a kind of limit."""
 TRAJECTORY_FILE, CONFIG_FILE = "trajectory.safetensors", "config.yaml"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 
@@ -47,7 +49,7 @@ class Run:
         history: columns of ``history.csv``; None where a step has no value.
         record: what was kept for the report alone.
         trajectory: of the probabilities.
-        pareto: header and rows of ``pareto.csv``.
+        pareto: header and rows of the tables in ``pareto/``; of several what they have in common.
         command: that began the search; None where it was begun from Python.
         config: the text of the configuration.
     """
@@ -81,7 +83,7 @@ class Run:
             history=_columns(folder / HISTORY_FILE),
             record=RunRecord.load(folder),
             trajectory=_trajectory(folder / TRAJECTORY_FILE),
-            pareto=_table(folder / PARETO_FILE),
+            pareto=_curves(folder / CURVES),
             command=_command(folder / OVERRIDES),
             config=_text(folder / CONFIG_FILE),
         )
@@ -110,6 +112,20 @@ def _json(file: Path) -> dict[str, Any]:
 def _table(file: Path) -> list[list[str]]:
     text = _text(file)
     return [] if text is None else [row for row in csv.reader(text.splitlines()) if row]
+
+
+def _curves(folder: Path) -> list[list[str]]:
+    """All points as one table, each with the limit that it is for if there are several kinds."""
+    tables = {file.stem: table for file in sorted(folder.glob("*.csv")) if (table := _table(file))}
+    if len(tables) < 2:
+        return next(iter(tables.values()), [])
+    headers = [table[0] for table in tables.values()]
+    common = [name for name in headers[0] if all(name in header for header in headers)]
+    found = [["limit", *common]]
+    for limit, (header, *rows) in tables.items():
+        places = [header.index(name) for name in common]
+        found += [[limit, *(row[k] for k in places)] for row in rows if len(row) == len(header)]
+    return found
 
 
 def _columns(file: Path) -> dict[str, Column]:

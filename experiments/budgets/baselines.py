@@ -6,7 +6,9 @@ within the limits; ``random`` draws the scores, ``greedy`` does without the prog
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from dqss.attach import original_weight
 from dqss.budget.limits import Limits
 from dqss.budget.workload import activations
 from dqss.measure import Evaluator, batches
+from dqss.spec import Candidate
 from dqss.supernet import Assignment, Supernet
 
 Scores = dict[str, Tensor]
@@ -34,8 +37,11 @@ def weight_errors(supernet: Supernet) -> Scores:
 
 
 @torch.no_grad()
-def activation_errors(evaluator: Evaluator, images: int = 128) -> Scores:
-    """Relative squared error of each activation with each of its options, on the first images."""
+def activation_errors(evaluator: Evaluator, images: int = 128, relative: bool = True) -> Scores:
+    """Squared error of each activation with each of its options, on the first images.
+
+    Relative to the activation's square, or the sum over its values for one image.
+    """
     supernet = evaluator.supernet
     errors: Scores = {}
     power: dict[str, Tensor] = {}
@@ -55,7 +61,8 @@ def activation_errors(evaluator: Evaluator, images: int = 128) -> Scores:
             evaluator.meter.forward(len(run))
     for handle in handles:
         handle.remove()
-    return {name: total / power[name] for name, total in errors.items()}
+    count = min(images, len(evaluator.samples))
+    return {name: total / (power[name] if relative else count) for name, total in errors.items()}
 
 
 def sqnr(evaluator: Evaluator) -> Scores:
@@ -70,8 +77,8 @@ def sqnr(evaluator: Evaluator) -> Scores:
     return found | activation_errors(evaluator)
 
 
-def fisher_traces(evaluator: Evaluator, images: int = 256, seed: int = 0) -> dict[str, float]:
-    """Trace of the Hessian of KL(float || .) at the float network, by the weight's decision.
+def curvatures(evaluator: Evaluator, images: int = 256, seed: int = 0) -> dict[str, float]:
+    """Mean curvature of KL(float || .) at the float network, by decision: trace of the Hessian a value.
 
     There the Hessian is the Fisher information, whose trace is the mean squared norm of the gradient
     of ``log p(y)`` with y drawn from the network's own output: no labels, no second derivatives.
@@ -84,41 +91,49 @@ def fisher_traces(evaluator: Evaluator, images: int = 256, seed: int = 0) -> dic
     }
     draw = torch.Generator().manual_seed(seed)
     count = min(images, len(evaluator.samples))
-    totals = dict.fromkeys(weights, 0.0)
+    names = [*weights, *(quantizer.decision.name for _, quantizer in activations(supernet))]
+    totals = dict.fromkeys(names, 0.0)
     for weight in weights.values():
         weight.requires_grad_(True)
     try:
-        with supernet.mode("float"):
-            for index in range(count):
-                logits = supernet(evaluator.samples.batch([index]))
-                label = torch.multinomial(torch.softmax(logits.detach(), 1), 1, generator=draw)
-                loss = -torch.log_softmax(logits, 1).gather(1, label).sum()
-                for name, slope in zip(
-                    weights, torch.autograd.grad(loss, list(weights.values())), strict=True
-                ):
-                    totals[name] += float(slope.double().square().sum()) / count
-                evaluator.meter.backward(1)
+        for index in range(count):
+            with supernet.mode("float"), _inputs(supernet) as seen:
+                logits = supernet(evaluator.samples.batch([index]).requires_grad_())
+            label = torch.multinomial(torch.softmax(logits.detach(), 1), 1, generator=draw)
+            loss = -torch.log_softmax(logits, 1).gather(1, label).sum()
+            slopes = torch.autograd.grad(loss, [*weights.values(), *(x for _, x in seen)])
+            for name, slope in zip([*weights, *(name for name, _ in seen)], slopes, strict=True):
+                totals[name] += float(slope.double().square().sum()) / count / slope.numel()
+            evaluator.meter.backward(1)
     finally:
         for weight in weights.values():
             weight.requires_grad_(False)
     return totals
 
 
-def hessian(evaluator: Evaluator) -> Scores:
-    """HAWQ-v2's sensitivity of weights (arXiv 1911.03852): mean curvature times squared error.
+@contextmanager
+def _inputs(supernet: Supernet) -> Iterator[list[tuple[str, Tensor]]]:
+    """What comes to each quantizer of activations, with the name of its decision."""
+    seen: list[tuple[str, Tensor]] = []
+    handles = []
+    for _, quantizer in activations(supernet):
 
-    Activations, which it leaves alone, by :func:`activation_errors`; at one width they are a choice of
-    their own.
-    """
-    traces = fisher_traces(evaluator)
-    errors = weight_errors(evaluator.supernet)
-    sizes = {
-        layer.weight.decision.name: original_weight(layer.module).numel()
-        for layer in evaluator.supernet.layers.values()
-        if layer.weight is not None
-    }
-    found = {name: traces[name] / sizes[name] * each for name, each in errors.items()}
-    return found | activation_errors(evaluator)
+        def see(module: nn.Module, args: tuple[Tensor, ...], name: str = quantizer.decision.name) -> None:
+            seen.append((name, args[0]))
+
+        handles.append(quantizer.register_forward_pre_hook(see))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def hessian(evaluator: Evaluator) -> Scores:
+    """HAWQ-v2's sensitivity (arXiv 1911.03852): mean curvature times squared error, also of activations."""
+    mean = curvatures(evaluator)
+    errors = weight_errors(evaluator.supernet) | activation_errors(evaluator, relative=False)
+    return {name: mean[name] * each for name, each in errors.items()}
 
 
 def chance(supernet: Supernet, seed: int) -> Scores:
@@ -131,7 +146,7 @@ def chance(supernet: Supernet, seed: int) -> Scores:
 
 
 def measured(evaluator: Evaluator, start: Assignment, part: str, images: int) -> Scores:
-    """Distance with one weight at a time at each of the widths of its algorithm, the rest as ``start``.
+    """Distance with one tensor at a time at each of the widths of its algorithm, the rest as ``start``.
 
     Options of other algorithms, and all of other decisions, keep what they are: infinity but for the
     one in place.
@@ -151,13 +166,13 @@ def measured(evaluator: Evaluator, start: Assignment, part: str, images: int) ->
 def greedy(
     evaluator: Evaluator, start: Assignment, limits: Limits, scores: Mapping[str, Tensor]
 ) -> dict[str, int]:
-    """Lower one weight after the other by a width, where it costs least for what it saves, until it fits.
+    """Lower one tensor after the other by a width, where it costs least for what it saves, until it fits.
 
     Args:
         evaluator: of the supernet.
         start: too dear.
         limits: to keep.
-        scores: of the widths of each weight, see :func:`measured`.
+        scores: of the widths of each tensor, see :func:`measured`.
     """
     current, supernet = dict(start), evaluator.supernet
     limit = limits.limits[0]
@@ -169,6 +184,8 @@ def greedy(
                 option = max(lower, key=lambda k, name=name: _bits(supernet, name, k))  # type: ignore[misc]
                 saved = limit.cost.of(current) - limit.cost.of({**current, name: option})
                 loss = float(scores[name][option] - scores[name][current[name]])
+                if saved <= 0:
+                    continue  # a tensor that the limit is not about
                 if best is None or loss / saved < best[0]:
                     best = (loss / saved, name, option)
         assert best is not None, "nothing left to lower"
@@ -177,16 +194,13 @@ def greedy(
 
 
 def _widths(supernet: Supernet, start: Assignment) -> dict[str, list[int]]:
-    """The options of each weight that differ from the one in place by their width alone."""
+    """The options of each decision that differ from the one in place by their width alone."""
     found: dict[str, list[int]] = {}
-    for layer in supernet.layers.values():
-        if layer.weight is not None:
-            decision = layer.weight.decision
-            chosen = decision.options[start[decision.name]]
-            same = [
-                (o.method, o.spec.scheme) == (chosen.method, chosen.spec.scheme) for o in decision.options
-            ]  # type: ignore[attr-defined]
-            found[decision.name] = [k for k, alike in enumerate(same) if alike]
+    for name, decision in supernet.decisions.items():
+        options = [cast("Candidate", option) for option in decision.options]
+        chosen = options[start[name]]
+        alike = [(o.method, o.spec.scheme) == (chosen.method, chosen.spec.scheme) for o in options]
+        found[name] = [k for k, same in enumerate(alike) if same]
     return found
 
 

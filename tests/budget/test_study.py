@@ -11,18 +11,18 @@ from dqss.discretize import RefineSettings
 from dqss.lit.settings import PTQSettings
 from dqss.samples import Samples
 from experiments.budgets import baselines
-from experiments.budgets.run import COLUMNS, ROWS, WIDTHS, Study, run
+from experiments.budgets.run import COLUMNS, KEYS, ROWS, Study, run
 from experiments.harness import HeldOut, Table
 from tests.support.nets import calibrated, cnn, evaluator_of, images, small_space
 
 
-def test_the_fisher_trace_is_the_trace_of_the_hessian_of_the_divergence() -> None:
+def test_the_curvature_is_the_mean_diagonal_of_the_hessian_of_the_divergence() -> None:
     """On a linear network, whose Hessian can be computed whole."""
     torch.manual_seed(0)
     model, inputs = torch.nn.Sequential(torch.nn.Linear(3, 4)), images(400, 3)
     supernet = calibrated(model, inputs, space=small_space(4))
     evaluator = evaluator_of(supernet, inputs, {"refine": list(range(400)), "select": [0]})
-    (found,) = baselines.fisher_traces(evaluator, images=400).values()
+    curvatures = baselines.curvatures(evaluator, images=400)
 
     def divergence(weight: torch.Tensor) -> torch.Tensor:
         wanted = torch.log_softmax(model(inputs), 1).detach()
@@ -30,7 +30,14 @@ def test_the_fisher_trace_is_the_trace_of_the_hessian_of_the_divergence() -> Non
         return (wanted.exp() * (wanted - torch.log_softmax(logits, 1))).sum(1).mean()
 
     hessian = torch.func.hessian(divergence)(model[0].weight.detach().reshape(-1))
-    assert found == pytest.approx(hessian.trace().item(), rel=0.1)  # labels are drawn
+    assert curvatures["0.weight"] == pytest.approx(hessian.trace().item() / 12, rel=0.1)  # labels are drawn
+
+    def of_input(x: torch.Tensor) -> torch.Tensor:
+        wanted = torch.log_softmax(model(x), 0).detach()
+        return (wanted.exp() * (wanted - torch.log_softmax(model(x), 0))).sum()
+
+    mean = torch.stack([torch.func.hessian(of_input)(x).trace() for x in inputs]).mean() / 3
+    assert curvatures["0.activation"] == pytest.approx(mean.item(), rel=0.1)
     assert not any(parameter.requires_grad for parameter in supernet.network_parameters())
 
 
@@ -64,7 +71,8 @@ def test_greedy_lowers_until_it_fits_and_no_further() -> None:
     assert any(not limits.hold({**found, name: found[name] + 1}) for name in lowered)
 
 
-def test_every_row_of_the_study_is_within_its_budget(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["w4a8", "bitops_w4a4"])
+def test_every_row_of_the_study_is_within_its_budget(tmp_path: Path, target: str) -> None:
     torch.manual_seed(2)
     model, labels = cnn(), torch.randint(0, 4, (40,))
     held_out, dev = HeldOut(model, images(40), labels, 20), HeldOut(model, images(20), labels[:20], 20)
@@ -72,12 +80,13 @@ def test_every_row_of_the_study_is_within_its_budget(tmp_path: Path) -> None:
         steps=6, discrete_every=0, finalists=1, refine=RefineSettings(passes=1), screen_images=8
     )
     inputs = images(24)
-    study = Study(model, held_out, dev, lambda seed: Samples.of(inputs), 4, settings)
+    study = Study("cnn", model, held_out, dev, lambda seed: Samples.of(inputs), (3, 4, 8), settings)
     for _ in range(2):  # the second time nothing is left to do
-        run(study, [0], list(ROWS), Table(tmp_path / "results.csv", COLUMNS, keys=3))
+        run(study, [target], [0], list(ROWS), Table(tmp_path / "results.csv", COLUMNS, KEYS))
     rows = {row["row"]: row for row in csv.DictReader((tmp_path / "results.csv").open())}
     assert list(rows) and set(rows) == set(ROWS)
+    most = {"w4a8": 4.0, "bitops_w4a4": 16.0 * (6 * 36 * 27 + 6 * 4 * 9 + 24 * 4)}[target]
     for name, row in rows.items():
         if name != "float":
-            assert min(WIDTHS) <= float(row["average_bits"]) <= 4
-    assert float(rows["best_uniform"]["average_bits"]) == float(rows["algorithm_only"]["average_bits"]) == 4
+            assert 0 < float(row["cost"]) <= most
+    assert float(rows["best_uniform"]["cost"]) == float(rows["algorithm_only"]["cost"]) == most

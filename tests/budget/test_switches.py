@@ -65,7 +65,7 @@ def test_refinement_under_a_limit_ends_where_no_move_within_it_helps() -> None:
     from dqss.discretize import RefineSettings, refine
     from tests.test_discretize import Landscape
 
-    settings = RefineSettings(passes=1000, screen=10, alternatives=3, confidence=0.0)
+    settings = RefineSettings(passes=1000, screen=10, alternatives=3, confidence=0.0, program_passes=0)
     moved = 0
     for seed in range(6):
         landscape = Landscape(seed)

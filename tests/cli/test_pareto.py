@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dqss.lit.front import dominates
+from dqss.report.run import Run
 from tests.cli.runner import TINY, call
 
 MIXED = ("search_space.weight_bits=[2,3,4]", "method.steps=8", "budget.average_weight_bits=3")
@@ -52,6 +53,9 @@ def test_a_point_that_comes_later_leaves_the_others_as_they_are(run: Path) -> No
     for row, (cost, quality) in zip(rows, found, strict=True):
         beaten = any(c <= cost and q <= quality and (c, q) != (cost, quality) for c, q in found)
         assert row["dominated"] == str(beaten)
+    shown = Run.read(run).pareto
+    assert shown[0][0] == "budget" and [float(line[0]) for line in shown[1:]] == [2.25, 3.0, 3.5]
+    assert '"pareto": {"header": ["budget"' in (run / "report.html").read_text()
     lines = [line for line in outcome.out.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 3
 

@@ -91,10 +91,24 @@ def test_an_infeasible_budget_is_refused_before_the_search(net: tuple[nn.Module,
 
 
 def test_a_budget_that_binds_nothing_finds_what_is_found_without(net: tuple[nn.Module, torch.Tensor]) -> None:
-    """The argmax itself, but for the price that the smallest multiplier still asks."""
+    """The logits' own choice, and what is refined from it and other beginnings is no worse."""
     free = dqss.search_ptq(*net, MIXED, settings(SoftmaxSchedule(), steps=4))
     wide = dqss.search_ptq(*net, MIXED, settings(SoftmaxSchedule(), steps=4), budget=Budget(size_mb=1e6))
-    assert wide.discretized.assignments["argmax"] == free.discretized.assignments["argmax"]
+    assert wide.supernet.argmax() == free.supernet.argmax()
+
+
+def test_where_nothing_is_learned_the_estimates_decide(net: tuple[nn.Module, torch.Tensor]) -> None:
+    """One step: what is found is far better than chance, and no worse than any uniform strategy."""
+    given = settings(steps=1, refine=RefineSettings(passes=0))
+    result = dqss.search_ptq(*net, MIXED, given, budget=Budget(average_weight_bits=4.5))
+    found = result.discretized.assignments["argmax"]
+    weights = {name: result.supernet.decisions[name].options[k] for name, k in found.items()}
+    bits = [option.spec.bits for name, option in weights.items() if name.endswith("weight")]  # type: ignore[attr-defined]
+    assert len(set(bits)) > 1  # mixed, which no uniform strategy is
+    best = result.discretized.best_uniform
+    assert best is not None
+    selection = result.discretized.selection
+    assert selection["argmax"] < selection[best]
 
 
 class Killed(Exception):

@@ -120,7 +120,8 @@ def test_a_name_in_words_is_escaped(run: Path, tmp_path: Path) -> None:
     data["budget"] = {"limits": {"size": 2048}, "achieved": {"size": 1024.5}}
     (copy / "strategy.json").write_text(json.dumps(data))
     (copy / "config.yaml").write_text(f"model: {CLOSING}\n")
-    (copy / "pareto.csv").write_text(f"{CLOSING},kl\n1,2\n{SCRIPT},nan\n")
+    (copy / "pareto").mkdir()
+    (copy / "pareto" / "bits.csv").write_text(f"{CLOSING},kl\n1,2\n{SCRIPT},nan\n")
     text = render([Run.read(copy), Run.read(run)])
     page = Page(text)
     assert [tag for tag, _ in page.tags].count("script") == 3 and CLOSING not in text
@@ -128,6 +129,16 @@ def test_a_name_in_words_is_escaped(run: Path, tmp_path: Path) -> None:
     assert "<dt>budget: size</dt><dd>1,024.5 of at most 2,048</dd>" in text
     assert not any(tag == "b" or attrs.get("src") == "x" for tag, attrs in page.tags)
     assert page.data[0]["pareto"] == {"header": [CLOSING, "kl"], "rows": [[1.0, 2.0], [SCRIPT, None]]}
+
+
+def test_curves_of_several_limits_are_one_with_what_they_have_in_common(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run") / "pareto"
+    folder.mkdir()
+    (folder / "average_weight_bits.csv").write_text("budget,average_weight_bits,kl\n3,2.9,0.2\n")
+    (folder / "size_mb.csv").write_text("budget,size_mb,kl\n1.5,1.4,0.1\n2,1.9,0.05\n")
+    page = Page(render([Run.read(folder.parent)]))
+    rows = [["average_weight_bits", 3.0, 0.2], ["size_mb", 1.5, 0.1], ["size_mb", 2.0, 0.05]]
+    assert page.data[0]["pareto"] == {"header": ["limit", "budget", "kl"], "rows": rows}
 
 
 def test_nothing_is_fetched(run: Path, enlarged: Path) -> None:

@@ -1,0 +1,68 @@
+"""Steps of the integer program: the best assignment within limits *and* near the one in place.
+
+Around an assignment the distance is, to second order, a sum over decisions (:mod:`dqss.sensitivity`); the
+integer program finds where that sum is least among all assignments that keep the limits and differ from
+it in no more than so many decisions (local branching, Fischetti and Lodi 2003). A step is measured, and
+taken if it is better; if not, the next one may change half as many. It comes down to pairs, one up and
+one down, which a limit that binds needs, and rings of three and more were tried on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dqss.budget.limits import Limits
+from dqss.measure import Evaluator
+from dqss.supernet import Assignment
+from dqss.trials import better, mean
+
+WATCHED = 256
+"""Inputs that estimates are made of."""
+CONFIDENCE = 0.5
+"""Standard errors that a step must gain: a dozen are tried, not hundreds as of single switches. For the
+same reason each is measured on the whole part at once: of some thirty inputs a few decide the mean."""
+FEWEST = 2
+"""Decisions that the smallest step may change."""
+
+
+def descend(
+    evaluator: Evaluator,
+    assignment: Assignment,
+    limits: Limits,
+    passes: float,
+    out_of_time: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, int], list[str]]:
+    """Take steps until even the smallest gains nothing.
+
+    Args:
+        evaluator: of the network; measures on the ``refine`` part.
+        assignment: keeps all limits, and so does every step.
+        limits: to keep.
+        passes: no step is begun after so many passes over the ``refine`` part.
+        out_of_time: ends it too.
+
+    Returns:
+        The last assignment, and a line for each step.
+    """
+    current, changes = dict(assignment), list[str]()
+    end = evaluator.meter.evaluations + passes * len(evaluator.parts["refine"])
+
+    def over() -> bool:
+        return evaluator.meter.evaluations >= end or out_of_time()
+
+    if over():
+        return current, changes
+    best, radius, done = evaluator.measure_each(current, "refine"), len(current), False
+    while not done and not over():
+        effects = evaluator.second_order(current, "refine", WATCHED)
+        while not done and not over():
+            trial = limits.near(current, radius).solve(effects)
+            changed = sum(trial[name] != option for name, option in current.items())
+            each = better(evaluator, trial, best, len(best), CONFIDENCE) if changed else None
+            if each is not None:
+                changes.append(f"{changed} decisions at once, {mean(best):.5f} -> {mean(each):.5f}")
+                current, best = trial, each
+                break
+            done = changed <= FEWEST
+            radius = max(FEWEST, min(radius, changed) // 2)
+    return current, changes

@@ -1,0 +1,106 @@
+"""Effects to second order: exact where the distance is second order, and right about what bits do."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.func import hessian
+
+from dqss.losses import Distance, KLDivergence, MeanAbsoluteError, MeanSquaredError
+from dqss.measure import Evaluator
+from dqss.supernet import Supernet
+from dqss.uniform import widest
+from tests.support.nets import calibrated, cnn, evaluator_of, images, small_space
+
+
+def evaluator(model: nn.Module, inputs: torch.Tensor, distance: Distance, size: int = 1) -> Evaluator:
+    supernet = calibrated(model, inputs, space=small_space([2, 3, 4, 8], ["minmax", "mse"]))
+    everything = list(range(len(inputs)))
+    found = evaluator_of(supernet, inputs, {"refine": everything, "select": [0]}, distance)
+    found.batch_size = size
+    return found
+
+
+def measured(of: Evaluator, assignment: dict[str, int]) -> dict[str, torch.Tensor]:
+    base = of.measure(assignment, "refine")
+    return {
+        name: torch.tensor(
+            [of.measure({**assignment, name: k}, "refine") - base for k in range(len(d.options))]
+        )
+        for name, d in of.supernet.decisions.items()
+    }
+
+
+@pytest.mark.parametrize("start", [0, 1, 7])
+def test_it_is_exact_for_a_linear_network_with_one_output(start: int) -> None:
+    """Its squared error is of second order in each decision, and the square of a sign is one."""
+    torch.manual_seed(start)
+    of = evaluator(nn.Sequential(nn.Linear(6, 1)), images(20, 6), MeanSquaredError())
+    assignment = {name: start for name in of.supernet.decisions}
+    before = of.meter.evaluations
+    found = of.second_order(assignment, "refine")
+    assert of.meter.evaluations == before + 5 * 20 + 20  # and the float outputs
+    for name, wanted in measured(of, assignment).items():
+        torch.testing.assert_close(found[name], wanted, rtol=1e-4, atol=1e-7, check_dtype=False)
+
+
+def test_inputs_that_share_a_pass_give_the_same_in_the_mean() -> None:
+    torch.manual_seed(0)
+    inputs = images(2000, 6)
+    of = evaluator(nn.Sequential(nn.Linear(6, 1)), inputs, MeanSquaredError(), size=4)
+    assignment = widest(of.supernet)
+    found = of.second_order(assignment, "refine")
+    for name, wanted in measured(of, assignment).items():
+        torch.testing.assert_close(found[name], wanted, rtol=0.2, atol=1e-5, check_dtype=False)
+
+
+def test_around_the_widest_options_it_knows_what_bits_do_and_first_order_does_not() -> None:
+    torch.manual_seed(0)
+    model = cnn()
+    with torch.no_grad():
+        model[-1].weight *= 4  # type: ignore[operator]
+    of = evaluator(model, images(64), KLDivergence())
+    start = widest(of.supernet)
+    wanted, second, first = (
+        measured(of, start),
+        of.second_order(start, "refine"),
+        of.first_order(start, "refine"),
+    )
+    pairs = [
+        (w, s, f) for n in wanted for w, s, f in zip(wanted[n], second[n], first[n], strict=True) if w > 1e-3
+    ]
+    assert len(pairs) > 10
+    ratios = torch.tensor([float(s / w) for w, s, _ in pairs])
+    flattered = torch.tensor([float(f / w) for w, _, f in pairs])
+    assert 0.6 < ratios.median() < 1.6
+    assert flattered.median() < 0.3
+
+
+def test_the_widest_options_are_the_first_with_the_most_bits() -> None:
+    supernet: Supernet = calibrated(cnn(), images(4), space=small_space([2, 5, 3], ["minmax", "mse"]))
+    for name, k in widest(supernet).items():
+        options = supernet.decisions[name].options
+        assert options[k].spec.bits == 5 and k == min(j for j, o in enumerate(options) if o.spec.bits == 5)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 3), (2, 2, 3)])
+@pytest.mark.parametrize("distance", [KLDivergence(), MeanSquaredError()], ids=["kl", "mse"])
+def test_the_scale_makes_the_covariance_the_hessian(distance: Distance, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    output = torch.randn(shape).double()
+    count = output.numel()
+    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=count))).double()
+    vectors = torch.stack([distance.curvature_root(output, s.view(shape)).flatten() for s in signs])
+    exact = hessian(lambda x: distance.per_sample(x, output).sum())(output).reshape(count, count)
+    covariance = distance.curvature_scale(output) * vectors.T @ vectors / len(signs)
+    torch.testing.assert_close(covariance, exact, rtol=1e-9, atol=1e-12)
+
+
+def test_a_distance_without_a_hessian_is_left_at_first_order() -> None:
+    torch.manual_seed(0)
+    of = evaluator(cnn(), images(8), MeanAbsoluteError())
+    start = widest(of.supernet)
+    first, second = of.first_order(start, "refine"), of.second_order(start, "refine")
+    for name, wanted in first.items():
+        torch.testing.assert_close(second[name], wanted.double(), rtol=1e-4, atol=1e-6)
