@@ -21,8 +21,10 @@ def test_bits_of_edges_and_of_all_others(edges: int) -> None:
 
 
 def test_pairs_of_one_algorithm() -> None:
-    assert run.alike("W mse@4 / A mse@4") and run.alike("W percentile(p=97.0)@4 / A percentile(p=99.9)@4")
-    assert not run.alike("W mse@4 / A minmax@4")
+    grids = "W {}@4 symmetric channel / A {}@4 affine tensor"
+    for pair in (("mse", "mse"), ("percentile(p=97.0)", "percentile(p=99.9)")):
+        assert run.alike(grids.format(*pair)) and run.alike(f"W {pair[0]}@4 / A {pair[1]}@4")
+    assert not run.alike(grids.format("mse", "minmax"))
 
 
 def test_uniform_rows_train_as_many_steps_as_searched_ones() -> None:

@@ -37,6 +37,7 @@ def super_resolution(
     scale: int = 4,
     checkpoint: str | Path | None = None,
     checkpoint_mapping: str = "name",
+    trained: bool = False,
 ) -> LoadedModel:
     """A super-resolution network; see also :func:`photographs_rlfn`, whose weights are shipped.
 
@@ -46,6 +47,7 @@ def super_resolution(
         checkpoint: file with weights; None leaves random ones.
         checkpoint_mapping: ``name``, or ``order`` for files with the same tensors in the same
             order under other names.
+        trained: refuse to leave random weights.
 
     Raises:
         ModelError: for an unknown name, another scale, or a bad checkpoint.
@@ -54,6 +56,8 @@ def super_resolution(
         hint = near_match(name, NETWORKS)
         raise ModelError(f"unknown super-resolution network {name!r}{hint}; known: {', '.join(NETWORKS)}")
     module = NETWORKS[name](scale)
+    if trained and checkpoint is None:
+        raise ModelError(f"no weights of {name} x{scale} are shipped: give model.checkpoint=FILE")
     if checkpoint is not None:
         options = "model.name and model.scale"
         load_checkpoint(

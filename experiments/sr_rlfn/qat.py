@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +108,6 @@ def choices(strategy: Any) -> str:
     return " ".join(f"{name}={names.count(name)}" for name in sorted(set(names), reverse=True))
 
 
-def compute(study: Study, bits: Sequence[int], steps: int, seeds: Sequence[int], table: Table) -> None:
-    """The rows that are missing."""
-    for seed in seeds:
-        for width in bits:
-            for name in ROWS:
-                if not table.has(width, steps, seed, name):
-                    table.add(width, steps, seed, name, *study.row(name, width, steps, seed))
-
-
 def main() -> None:
     """Compute, or sum up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -123,6 +115,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--out", type=Path, default=HERE / "qat.csv")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
@@ -133,7 +126,10 @@ def main() -> None:
         parser.error("--work FOLDER is needed")
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=4)
-    compute(Study(arguments.work), arguments.bits, arguments.steps, arguments.seeds, table)
+    study = Study(arguments.work)
+    for seed, bits, row in product(arguments.seeds, arguments.bits, arguments.rows):
+        if not table.has(bits, arguments.steps, seed, row):
+            table.add(bits, arguments.steps, seed, row, *study.row(row, bits, arguments.steps, seed))
 
 
 if __name__ == "__main__":

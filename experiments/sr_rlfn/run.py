@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -19,10 +20,13 @@ from torch import Tensor, nn
 
 from dqss.data.pictures import Pictures
 from dqss.image_quality import psnr_y
+from dqss.lit.build import build
 from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.losses import PictureLoss
 from dqss.models.super_resolution import super_resolution
+from dqss.progress import Reporter
+from dqss.samples import Samples
 from dqss.search_spaces import uniform
 from dqss.space import SearchSpace
 from dqss.supernet import Assignment, Supernet
@@ -83,16 +87,19 @@ class Study:
         with supernet.assign(assignment):
             return self.psnr(supernet, "Set5"), self.psnr(supernet, "Set14")
 
-    def rows(self, bits: int, edges: int, seed: int, loss: str, every: bool) -> Iterator[tuple[object, ...]]:
+    def patches(self, seed: int) -> Samples:
+        """Another choice for each seed."""
+        data = Pictures(self.data / "BSDS_train", None, PATCHES, PATCH, seed)
+        data.configure(self.input)
+        return data.calibration()
+
+    def rows(self, bits: int, edges: int, seed: int, loss: str) -> Iterator[tuple[object, ...]]:
         """The search with all that it is compared with."""
-        patches = Pictures(self.data / "BSDS_train", None, PATCHES, PATCH, seed)
-        patches.configure(self.input)
+        patches = self.patches(seed)
         started = time.perf_counter()
         # L1 to the pictures themselves, or the squared error to the float network's output.
         settings = replace(self.settings, loss=PictureLoss() if loss == "picture" else None)
-        result = search_ptq(
-            self.model, patches.calibration(), space(bits, edges), settings, seed=seed, trainer=CPU
-        )
+        result = search_ptq(self.model, patches, space(bits, edges), settings, seed=seed, trainer=CPU)
         seconds, supernet = time.perf_counter() - started, result.supernet
         found, metrics = result.discretized, result.metrics
         suffix = "" if loss == "output" else f"_{loss}"
@@ -105,15 +112,21 @@ class Study:
         assert found.best_uniform is not None
         both = self.both(supernet, assignments[found.best_uniform])
         yield "best_uniform", *both, found.selection[found.best_uniform], 0, 0.0, found.best_uniform
-        uniform = uniform_assignments(supernet)
-        for name in uniform if every else (name for name in uniform if alike(name)):
-            with supernet.assign(uniform[name]):
-                yield f"uniform {name}", self.psnr(supernet, "Set5"), "", "", 0, 0.0, name
+
+    def uniform_rows(self, bits: int, edges: int, seed: int, every: bool) -> Iterator[tuple[object, ...]]:
+        """All uniform pairs, or those of one algorithm on both sides, on Set5."""
+        device, patches = torch.device("cpu"), self.patches(seed)
+        found = build(self.model, patches, space(bits, edges), self.settings, seed, None, device, Reporter())
+        supernet = found[1].supernet
+        for name, assignment in uniform_assignments(supernet).items():
+            if every or alike(name):
+                with supernet.assign(assignment):
+                    yield f"uniform {name}", self.psnr(supernet, "Set5"), "nan", "nan", 0, 0.0, name
 
 
 def alike(name: str) -> bool:
     """Whether a pair is of one algorithm on both sides, whatever its parameter."""
-    weight, activation = (part.split(" ")[-1].split("@")[0].split("(")[0] for part in name.split(" / "))
+    weight, activation = (part.split(" ")[1].split("@")[0].split("(")[0] for part in name.split(" / "))
     return weight == activation
 
 
@@ -127,9 +140,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--loss", choices=["output", "picture"], default="output")
-    parser.add_argument(
-        "--every", action="store_true", help="measure all uniform pairs on Set5, not only those alike"
-    )
+    parser.add_argument("--uniform", choices=["alike", "all"], help="measure uniform pairs, and nothing else")
     parser.add_argument("--out", type=Path, default=HERE / "results.csv")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
@@ -148,12 +159,15 @@ def main() -> None:
         both = study.psnr(study.model, "Set5"), study.psnr(study.model, "Set14")
         table.add("float", "", "", row, *both, 0.0, 0, 0.0, "")
     searched = "searched" if arguments.loss == "output" else f"searched_{arguments.loss}"
-    for seed in arguments.seeds:
-        for bits in arguments.bits:
-            key = bits, arguments.edges, seed
-            if table.has(*key, searched):
-                continue
-            for row in study.rows(*key, arguments.loss, arguments.every):
+    for key in product(arguments.bits, [arguments.edges], arguments.seeds):
+        if arguments.uniform is not None:
+            found = study.uniform_rows(*key, arguments.uniform == "all")
+        elif not table.has(*key, searched):
+            found = study.rows(*key, arguments.loss)
+        else:
+            continue
+        for row in found:
+            if not table.has(*key, row[0]):
                 table.add(*key, *row)
 
 

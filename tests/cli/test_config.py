@@ -24,7 +24,6 @@ NEEDED = {
     ("model", "own"): ["model.target=torch.nn:Linear", "+model.kwargs={in_features:3,out_features:2}"],
     ("data", "imagefolder"): ["data.calibration_dir=."],
     ("data", "pictures"): ["data.calibration_dir=."],
-    ("experiment", "ditn_ptq"): ["model.checkpoint=FILE"],
     ("logger", "wandb"): ["logger.offline=true"],
 }
 KINDS = {
@@ -56,8 +55,7 @@ CHOICES = [(group, option) for group in sorted(GROUPS) for option in options(gro
 
 @pytest.mark.parametrize("name", options("experiment"))
 def test_experiments_compose(name: str) -> None:
-    words = NEEDED.get(("experiment", name), [])
-    found = config(f"+experiment={name}", *words, name="train" if name in TRAINING else "search")
+    found = config(f"+experiment={name}", name="train" if name in TRAINING else "search")
     assert not OmegaConf.missing_keys(found)
     cli.check_options(found, {}, found)
 

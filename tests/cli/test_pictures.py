@@ -66,10 +66,11 @@ def test_training_search(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_ditn_wants_the_users_weights(pictures: Path, tmp_path: Path) -> None:
-    given = [*words("ditn_ptq", pictures), "dry_run=true"]
-    assert "model.checkpoint" in call("search", *given, cwd=tmp_path).error
+    given = [*words("ditn_ptq", pictures), "data.patch=8", "dry_run=true"]
+    error = call("search", *given, cwd=tmp_path).error
+    assert "no weights of ditn_real x4 are shipped: give model.checkpoint=FILE" in error
     torch.save(DITN(4).state_dict(), tmp_path / "ditn.pth")
-    outcome = call("search", *given, "model.checkpoint=ditn.pth", "data.patch=8", cwd=tmp_path)
+    outcome = call("search", *given, "model.checkpoint=ditn.pth", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     # Attention's products of two activations are counted.
     assert "product" in outcome.out
