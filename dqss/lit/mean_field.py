@@ -137,6 +137,9 @@ class MeanField(Optimizer):
             )
             sums = sums + counts[..., None] * noise + ESTIMATED * (effects[:, None, :] - effects[:, :, None])
             counts = counts + ESTIMATED
+            # Either side is right by itself: each pair has the mean of all its samples.
+            pairs = (sums - sums.mT) / (counts[:, :, None] + counts[:, None, :])
+            sums = counts[..., None] * pairs
         if group[0].outcomes == len(group[0].options):
             return sums, counts
         return pool(sums, counts, torch.stack([d.outcome for d in group]), group[0].outcomes)

@@ -270,7 +270,7 @@ def test_with_noise_known_one_option_in_place_tells_the_effects_of_all() -> None
         if exact:
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
         else:
-            assert (found - wanted).norm() < 0.6 * wanted.norm()
+            assert (found - wanted).norm() < 0.7 * wanted.norm()
 
 
 @pytest.mark.parametrize(
