@@ -162,8 +162,10 @@ def _proposals(
     evaluator: Evaluator, current: Assignment, alternatives: int, limits: Limits | None
 ) -> list[dict[str, int]]:
     """The most promising switches of each decision, by their estimated effect, best first."""
-    estimate = evaluator.first_order if limits is None else evaluator.second_order
-    effects = estimate(current, "refine")
+    if limits is None:
+        effects = evaluator.first_order(current, "refine")
+    else:
+        effects = evaluator.second_order(current, "refine").effects
     ranked: list[Switch] = []
     every: list[Switch] = []
     for name, effect in effects.items():

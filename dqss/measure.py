@@ -16,7 +16,7 @@ from dqss.calls import call_model
 from dqss.io import Journal
 from dqss.losses import Distance
 from dqss.samples import Samples
-from dqss.sensitivity import GROUP, PASSES, second_order
+from dqss.sensitivity import GROUP, PASSES, Estimates, second_order
 from dqss.supernet import Assignment, Supernet
 
 FORWARD_FACTOR = 4
@@ -160,8 +160,8 @@ class Evaluator:
         self.meter.backward(len(indices))
         return {name: effect - effect[assignment[name]] for name, effect in effects.items()}
 
-    def second_order(self, assignment: Assignment, part: str, count: int | None = None) -> dict[str, Tensor]:
-        """Effect of switching each decision to each option, ``[K]`` a decision, to second order.
+    def second_order(self, assignment: Assignment, part: str, count: int | None = None) -> Estimates:
+        """Effect of switching each decision to each option, to second order.
 
         What an option adds of its own is in it, see :mod:`dqss.sensitivity`: where options differ in
         bits that is nearly all there is. On (the first ``count`` images of) a part.

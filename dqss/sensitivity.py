@@ -15,6 +15,7 @@ mean zero whose ``E[zz']`` is H (see :meth:`dqss.losses.Distance.curvature_root`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,19 @@ PASSES = 5
 """Evaluations an input: forward 1, and two ways back of 2 each."""
 
 
+@dataclass(frozen=True)
+class Estimates:
+    """Of switches, in units of the distance, fp64 by decision.
+
+    Attributes:
+        effects: ``[K]``, of each option in place of the one around which they were made; zero for that.
+        noise: ``[K, K]``, the part ``d'Fd / 2`` of a switch from option j to option k, on its own.
+    """
+
+    effects: dict[str, Tensor]
+    noise: dict[str, Tensor]
+
+
 def second_order(
     run: Callable[[Sequence[int]], Any],
     reference: Callable[[Sequence[int]], Tensor],
@@ -38,10 +52,8 @@ def second_order(
     decisions: Mapping[str, Decision],
     assignment: Mapping[str, int],
     groups: Iterable[Sequence[int]],
-) -> dict[str, Tensor]:
-    """The estimated effect of switching each decision to each option, ``[K]`` fp64 a decision.
-
-    In units of the distance; zero for the options of ``assignment``. Other decisions stay as they are.
+) -> Estimates:
+    """The estimated effect of switching each decision to each option, while the others stay as they are.
 
     Args:
         run: the network with ``assignment`` pinned, so that gradients reach the logits.
@@ -52,7 +64,7 @@ def second_order(
         groups: indices of inputs, so many at a time.
     """
     slopes = {name: torch.zeros(len(d.options), dtype=torch.float64) for name, d in decisions.items()}
-    bends = {name: torch.zeros_like(slope) for name, slope in slopes.items()}
+    bends = {name: torch.zeros(len(s), len(s), dtype=torch.float64) for name, s in slopes.items()}
     generator, count = torch.Generator().manual_seed(0), 0
     _take(decisions)  # what the last step of a search left there
     for group in groups:
@@ -60,9 +72,11 @@ def second_order(
         slope, bend = _gradients(output, reference(group), distance, decisions, generator)
         for name, at in assignment.items():
             slopes[name] += slope[name] - slope[name][at]
-            bends[name] += (bend[name] - bend[name][at]).square()
+            bends[name] += (bend[name][:, None] - bend[name]).square()
         count += len(group)
-    return {name: (slope + bends[name] / 2) / max(count, 1) for name, slope in slopes.items()}
+    noise = {name: bend / 2 / max(count, 1) for name, bend in bends.items()}
+    effects = {name: slope / max(count, 1) + noise[name][assignment[name]] for name, slope in slopes.items()}
+    return Estimates(effects, noise)
 
 
 def _gradients(

@@ -27,13 +27,18 @@ def better(
         if not mean(few) < finite(mean(best[:screen])):  # nor if it is NaN
             return None
     each = evaluator.measure_each(trial, "refine")
-    if not isfinite(mean(each)):
-        return None
-    if not isfinite(mean(best)):
-        return each
-    gains = [before - after for before, after in zip(best, each, strict=True)]
-    error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
-    return each if mean(gains) > confidence * error else None
+    return each if gains(best, each, confidence) else None
+
+
+def gains(before: Sequence[float], after: Sequence[float], confidence: float) -> bool:
+    """Whether the mean falls by more than so many standard errors of the differences (paired)."""
+    if not isfinite(mean(after)):
+        return False
+    if not isfinite(mean(before)):
+        return True
+    differences = [b - a for b, a in zip(before, after, strict=True)]
+    error = stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
+    return mean(differences) > confidence * error
 
 
 def finite(distance: float) -> float:

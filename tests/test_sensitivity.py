@@ -39,7 +39,7 @@ def test_it_is_exact_for_a_linear_network_with_one_output(start: int) -> None:
     of = evaluator(nn.Sequential(nn.Linear(6, 1)), images(20, 6), MeanSquaredError())
     assignment = {name: start for name in of.supernet.decisions}
     before = of.meter.evaluations
-    found = of.second_order(assignment, "refine")
+    found = of.second_order(assignment, "refine").effects
     assert of.meter.evaluations == before + 5 * 20 + 20  # and the float outputs
     for name, wanted in measured(of, assignment).items():
         torch.testing.assert_close(found[name], wanted, rtol=1e-4, atol=1e-7, check_dtype=False)
@@ -50,7 +50,7 @@ def test_inputs_that_share_a_pass_give_the_same_in_the_mean() -> None:
     inputs = images(2000, 6)
     of = evaluator(nn.Sequential(nn.Linear(6, 1)), inputs, MeanSquaredError(), size=4)
     assignment = widest(of.supernet)
-    found = of.second_order(assignment, "refine")
+    found = of.second_order(assignment, "refine").effects
     for name, wanted in measured(of, assignment).items():
         torch.testing.assert_close(found[name], wanted, rtol=0.2, atol=1e-5, check_dtype=False)
 
@@ -64,7 +64,7 @@ def test_around_the_widest_options_it_knows_what_bits_do_and_first_order_does_no
     start = widest(of.supernet)
     wanted, second, first = (
         measured(of, start),
-        of.second_order(start, "refine"),
+        of.second_order(start, "refine").effects,
         of.first_order(start, "refine"),
     )
     pairs = [
@@ -101,6 +101,6 @@ def test_a_distance_without_a_hessian_is_left_at_first_order() -> None:
     torch.manual_seed(0)
     of = evaluator(cnn(), images(8), MeanAbsoluteError())
     start = widest(of.supernet)
-    first, second = of.first_order(start, "refine"), of.second_order(start, "refine")
+    first, second = of.first_order(start, "refine"), of.second_order(start, "refine").effects
     for name, wanted in first.items():
         torch.testing.assert_close(second[name], wanted.double(), rtol=1e-4, atol=1e-6)

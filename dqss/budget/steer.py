@@ -9,6 +9,7 @@ a gradient get an augmented Lagrangian in their loss instead.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from dqss.budget.limits import Limits
 from dqss.decision import Decision
+from dqss.sensitivity import Estimates
 
 BEGIN, LEAST, MOST = 0.1, 1e-6, 10.0
 """Multipliers, in units of what is at stake: first, smallest, largest. With the largest, prices
@@ -34,14 +36,14 @@ class Steering:
     Args:
         decisions: all of a supernet.
         limits: on their assignments.
-        estimates: of the effect of each option, ``[K]`` a decision, from before the search.
+        estimates: of the effect of each option, from before the search; None: there are none.
     """
 
     def __init__(
-        self, decisions: Sequence[Decision], limits: Limits, estimates: Mapping[str, Tensor] | None = None
+        self, decisions: Sequence[Decision], limits: Limits, estimates: Estimates | None = None
     ) -> None:
         self.decisions, self.limits = list(decisions), limits
-        self.estimates = dict(estimates or {})
+        self.estimates = estimates
         self.multipliers = torch.full((len(limits.limits),), BEGIN, dtype=torch.float64)
         self.effects: dict[str, Tensor] = {}
 
@@ -99,7 +101,7 @@ class Steering:
 
     def begin(self) -> list[dict[str, int]]:
         """The best assignment that keeps all limits as far as the estimates know, where there are any."""
-        return [self.limits.solve(self.estimates)] if self.estimates else []
+        return [] if self.estimates is None else [self.limits.solve(self.estimates.effects)]
 
     def record(self, assignment: Mapping[str, int]) -> dict[str, Any]:
         """What a strategy says about its budget: the limits, what it costs, and how it was chosen."""
@@ -114,13 +116,13 @@ class Steering:
         return {
             "multipliers": self.multipliers,
             "effects": dict(self.effects),
-            "estimates": dict(self.estimates),
+            "estimates": None if self.estimates is None else dataclasses.asdict(self.estimates),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
         self.multipliers, self.effects = state["multipliers"], dict(state["effects"])
-        self.estimates = dict(state["estimates"])
+        self.estimates = None if state["estimates"] is None else Estimates(**state["estimates"])
 
     def _prices(self, stake: float) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

@@ -79,8 +79,8 @@ def solve_point(
         settings: of the refinement.
     """
     begins = [limits.solve(steering.scores()), *(dict(one) for one in smaller if limits.hold(one))]
-    if steering.estimates:
-        begins.append(limits.solve(steering.estimates))
+    if steering.estimates is not None:
+        begins.append(limits.solve(steering.estimates.effects))
     begin = min(begins, key=lambda one: evaluator.measure(one, "refine"))
     refined, changes = refine(evaluator, begin, settings, limits=limits)
     return Found(refined, evaluator.measure(refined, "select"), changes)

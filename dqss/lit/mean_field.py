@@ -14,7 +14,7 @@ from dqss.decision import Decision, set_outcomes
 from dqss.effects import logits_of_entropy, pool, potentials
 from dqss.errors import NonFiniteError
 
-ESTIMATED = 200.0
+ESTIMATED = 20.0
 """Samples of each option that an estimate from before the search is worth."""
 SETTLING = 100
 """Times that prices and probabilities follow one another before the first step."""
@@ -38,6 +38,8 @@ class MeanField(Optimizer):
     With a budget, what an option costs is added to its effect, see :mod:`dqss.budget.steer`. Effects that
     were estimated before the search count like so many samples of every option that are never forgotten:
     where widths differ, most options are drawn far too rarely to tell a hundredth of what is at stake.
+    What the estimates say of the noise that an option adds of its own is added to every sample, which
+    leaves it out: no option need be seen from both sides then.
 
     Args:
         decisions: whose logits to set.
@@ -58,7 +60,7 @@ class MeanField(Optimizer):
         super().__init__([decision.logits for decision in decisions], {"memory": memory})
         self.decisions = list(decisions)
         self.entropy = entropy
-        self._estimates = {} if steering is None else dict(steering.estimates)
+        self._estimates = None if steering is None else steering.estimates
         self._potentials: list[tuple[list[Decision], Tensor]] = []
         self.steering = steering
         for logits in self._logits():
@@ -128,10 +130,16 @@ class MeanField(Optimizer):
         """
         states = [self.state[decision.logits] for decision in group]
         sums, counts = (torch.stack([state[key] for state in states]) for key in ("sums", "counts"))
-        if self._estimates:
-            known = torch.stack([self._estimates[decision.name] for decision in group]).to(sums)
-            sums = sums + ESTIMATED * (known[:, None, :] - known[:, :, None])
+        if self._estimates is not None:
+            effects, noise = (
+                torch.stack([known[decision.name] for decision in group]).to(sums)
+                for known in (self._estimates.effects, self._estimates.noise)
+            )
+            sums = sums + counts[..., None] * noise + ESTIMATED * (effects[:, None, :] - effects[:, :, None])
             counts = counts + ESTIMATED
+            # Either side is right by itself: each pair has the mean of all its samples.
+            pairs = (sums - sums.mT) / (counts[:, :, None] + counts[:, None, :])
+            sums = counts[..., None] * pairs
         if group[0].outcomes == len(group[0].options):
             return sums, counts
         return pool(sums, counts, torch.stack([d.outcome for d in group]), group[0].outcomes)
@@ -156,12 +164,12 @@ class MeanField(Optimizer):
 @torch.no_grad()
 def begin_informed(steering: Steering, entropy: float) -> None:
     """Set logits and prices to where estimates of the effects would lead a search at an entropy."""
+    assert steering.estimates is not None
+    known = steering.estimates.effects
     groups: dict[tuple[int, int], list[Decision]] = {}
     for decision in steering.decisions:
         groups.setdefault((len(decision.options), decision.outcomes), []).append(decision)
-    effects = [
-        torch.stack([d.mean_by_outcome(steering.estimates[d.name]) for d in g]) for g in groups.values()
-    ]
+    effects = [torch.stack([d.mean_by_outcome(known[d.name]) for d in g]) for g in groups.values()]
     for _ in range(SETTLING):
         priced = steering.priced(list(groups.values()), effects)
         for group, rows in zip(groups.values(), logits_of_entropy(priced, entropy), strict=True):

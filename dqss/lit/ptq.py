@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from dqss.lit.trajectory import Trajectory
 from dqss.lit.unchanged import Unchanged
 from dqss.losses import SearchLoss
 from dqss.measure import Evaluator, to_device
+from dqss.sensitivity import Estimates
 
 NEVER = Settling()
 """Nothing is frozen."""
@@ -94,7 +95,7 @@ class PTQSearch(SteppedModule):
         settle: Settling = NEVER,
         stop_after: int | None = None,
         limits: Limits | None = None,
-        estimates: Mapping[str, Tensor] | None = None,
+        estimates: Estimates | None = None,
     ) -> None:
         super().__init__()
         self.supernet = evaluator.supernet
@@ -112,7 +113,7 @@ class PTQSearch(SteppedModule):
         """What was learned of each decision's options, see :meth:`MeanField.learned`; from checkpoints."""
         self.steering = None if limits is None else Steering(self._decisions, limits, estimates)
         entropy = schedule.informed_entropy
-        if self.steering is not None and estimates and entropy is not None:
+        if self.steering is not None and estimates is not None and entropy is not None:
             begin_informed(self.steering, entropy)
         self.found: list[dict[str, int]] = []
         """What is chosen after each fall of the entropy, see :meth:`Schedule.cold`."""

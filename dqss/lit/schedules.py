@@ -131,7 +131,7 @@ class MeanFieldSchedule(Schedule):
     ) -> dict[str, Any]:
         """See :meth:`Schedule.optimizer`."""
         falls = self._falls(steps)
-        if steering is not None and steering.estimates:
+        if steering is not None and steering.estimates is not None:
             falls = [(first, last, min(entropy, self.informed_entropy)) for first, last, entropy in falls]
 
         def wanted(done: int) -> float:

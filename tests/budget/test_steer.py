@@ -8,6 +8,8 @@ from dqss.budget.limits import Limits
 from dqss.budget.solve import Limit
 from dqss.budget.steer import LIKELY, MEASURED, Steering
 from dqss.decision import Decision, set_outcomes
+from dqss.lit.mean_field import begin_informed
+from dqss.sensitivity import Estimates
 
 
 def problem(count: int = 12, options: int = 5) -> tuple[list[Decision], Limits, torch.Tensor]:
@@ -110,9 +112,27 @@ def test_a_frozen_decision_stays_where_it_is() -> None:
     assert decisions[0].logits.grad is None and decisions[1].logits.grad is not None
 
 
+def test_estimates_are_begun_from_and_choose_before_anything_is_measured() -> None:
+    decisions, limits, effects = problem()
+    known = {d.name: v for d, v in zip(decisions, effects, strict=True)}
+    estimates = Estimates(known, {name: torch.zeros(5, 5).double() for name in known})
+    steering = Steering(decisions, limits, estimates)
+    begin_informed(steering, 0.3)
+    p = steering._probabilities()
+    assert limits.excess(p)[0].item() == pytest.approx(0, abs=0.02)
+    entropy = sum(float(torch.special.entr(row.detach()).sum()) for row in p.values()) / len(p)
+    assert entropy == pytest.approx(0.3 * torch.tensor(5.0).log().item(), rel=0.02)
+    (begun,) = steering.begin()
+    assert limits.hold(begun) and begun == limits.solve(known)
+    assert Steering(decisions, limits).begin() == []
+
+
 def test_the_state_comes_back() -> None:
     decisions, limits, effects = problem()
-    steering, other = Steering(decisions, limits), Steering(decisions, limits)
+    known = {d.name: v for d, v in zip(decisions, effects, strict=True)}
+    estimates = Estimates(known, {name: torch.zeros(5, 5).double() for name in known})
+    steering, other = Steering(decisions, limits, estimates), Steering(decisions, limits)
     settle(steering, effects, 1e-3, steps=3)
     other.load_state_dict(steering.state_dict())
+    assert other.begin() == steering.begin() != []
     assert other.choose() == steering.choose() and torch.equal(other.multipliers, steering.multipliers)

@@ -10,11 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dqss.budget import Budget, Limits
+from dqss.budget.cost import SumCost
+from dqss.budget.solve import Limit
+from dqss.budget.steer import Steering
 from dqss.decision import Decision, Frozen, Sampled
 from dqss.effects import logits_of_entropy, potentials
 from dqss.errors import NonFiniteError, UserError
 from dqss.lit.mean_field import MeanField
-from dqss.lit.schedules import MeanFieldSchedule
+from dqss.lit.schedules import MeanFieldSchedule, Schedule, SoftmaxSchedule
+from dqss.lit.settings import PTQSettings
+from dqss.sensitivity import Estimates
 
 
 class Quadratic:
@@ -225,3 +231,59 @@ def test_a_memory_too_short_for_the_fit_is_refused() -> None:
 def test_shares_out_of_range_are_refused(field: str, bad: float) -> None:
     with pytest.raises(UserError, match=f"schedule.{field}="):
         MeanFieldSchedule(**{field: bad})
+
+
+def informed(problem: Quadratic, effects: Sequence[Tensor]) -> MeanField:
+    """With the noise of every switch known exactly, and some estimates of the effects."""
+    noise = [(e[:, None] - e).square().sum(-1).double() for e in problem.errors]
+    names = [decision.name for decision in problem.decisions]
+    estimates = Estimates(*(dict(zip(names, rows, strict=True)) for rows in (effects, noise)))
+    sizes = {d.name: len(d.options) for d in problem.decisions}
+    free = Limits(sizes, [Limit(SumCost("none", "", {}), 1.0)])
+    return MeanField(problem.decisions, lambda done: 0.9, 1.0, Steering(problem.decisions, free, estimates))
+
+
+def test_estimates_are_known_before_the_first_sample() -> None:
+    problem = Quadratic((4, 3), seed=1)
+    effects = [torch.randn(len(d.options)).double() for d in problem.decisions]
+    optimizer = informed(problem, effects)
+    for decision, wanted in zip(problem.decisions, effects, strict=True):
+        torch.testing.assert_close(optimizer.effects(decision), wanted - wanted.mean())
+
+
+def test_with_noise_known_one_option_in_place_tells_the_effects_of_all() -> None:
+    """Without interaction samples of one option say exactly what is estimated, or correct it."""
+    problem = Quadratic((4,), seed=2)
+    truth = problem.errors[0].square().sum(-1).double()
+    for effects, exact in ((truth, True), (torch.zeros(4).double(), False)):
+        optimizer = informed(problem, [effects])
+        (decision,) = problem.decisions
+        decision.relaxation = Sampled()
+        with torch.no_grad():
+            decision.logits.copy_(torch.tensor([0.0, 50.0, 0.0, 0.0]))  # the second one, always
+        for step in range(200):
+            decision.draw(torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            problem([decision.weights()]).backward()  # type: ignore[no-untyped-call]
+            optimizer._learn()
+        found, wanted = optimizer.effects(decision), truth - truth.mean()
+        if exact:
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        else:
+            assert (found - wanted).norm() < 0.7 * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    ("budget", "schedule", "steps"),
+    [
+        (None, MeanFieldSchedule(), 1200),
+        (Budget(), MeanFieldSchedule(), 1200),
+        (Budget(size_mb=1), MeanFieldSchedule(), 100),
+        (Budget(size_mb=1), SoftmaxSchedule(), 1200),
+    ],
+)
+def test_a_search_that_begins_from_estimates_takes_fewer_steps(
+    budget: Budget | None, schedule: Schedule, steps: int
+) -> None:
+    assert PTQSettings(budget=budget, schedule=schedule).steps_at(4) == steps
+    assert PTQSettings(budget=budget, schedule=schedule, steps=7).steps_at(4) == 7
