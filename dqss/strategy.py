@@ -72,6 +72,7 @@ class Strategy(StrictModel):
             ``blocks.0.attn.product1``: the second product in the forward of ``blocks.0.attn``.
         blocks: reserved for choices that concern more than one layer.
         ties: groups that chose as one: of layers with one weight, and of tensors (``conv1.weight``).
+        repair: what was tuned after the search and with what settings; None where nothing was.
         metrics: measured values; infinite and NaN numbers become null.
     """
 
@@ -88,6 +89,7 @@ class Strategy(StrictModel):
     products: dict[str, ProductStrategy] = Field(default={})
     blocks: FreeJson = Field(default={})
     ties: list[list[str]] = Field(default=[])
+    repair: FreeJson | None = None
     metrics: FreeJson = Field(default={})
 
     def choices(self) -> Iterator[tuple[str, str, TensorChoice]]:
