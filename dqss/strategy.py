@@ -29,7 +29,7 @@ from dqss.choice import (
     TensorChoice,
 )
 from dqss.errors import StrategyError, near_match
-from dqss.io import StrPath, json_text
+from dqss.io import StrPath, finite_json, json_text
 
 SCHEMA_VERSION: Final = 1
 STRATEGY_FILE = "strategy.json"
@@ -105,6 +105,10 @@ class Strategy(StrictModel):
         for product, strategy in self.products.items():
             for operand, choice in strategy.operands.items():
                 yield product, operand, choice
+
+    def with_metrics(self, metrics: dict[str, Any]) -> Strategy:
+        """The same with other measured values."""
+        return self.model_copy(update={"metrics": finite_json(metrics)})
 
     def to_json(self) -> str:
         """Indented JSON, the same bytes for the same strategy; reads back equal."""

@@ -158,6 +158,15 @@ class Supernet(nn.Module):
             for quantizer, previous in before:
                 quantizer.mode = previous
 
+    @contextmanager
+    def running(self, network: nn.Module) -> Iterator[None]:
+        """Run everything inside in ``network``: one that was made from this one's, and takes the same inputs."""
+        own, self.model = self.model, network
+        try:
+            yield
+        finally:
+            self.model = own
+
     # -- decisions ----------------------------------------------------------------------------
 
     @property

@@ -296,6 +296,9 @@ OPTIONAL = {
     "products",
     "ties",
     "metrics",
+    "tuned",
+    "bias_corrected",
+    "repair",
 }
 
 

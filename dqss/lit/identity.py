@@ -54,7 +54,9 @@ def search_identity(
     seed: int,
 ) -> SearchIdentity:
     """Of one search; what only says how long it may take or what it reports is left out."""
-    words = settings_words(settings, max_minutes=None, checkpoint_every=1, oracle=False, recompute=None)
+    words = settings_words(
+        settings, max_minutes=None, checkpoint_every=1, oracle=False, recompute=None, repair=None
+    )
     return SearchIdentity(
         {
             "weights": prepared.weights_sha256,

@@ -62,7 +62,8 @@ def print_result(console: Console, result: SearchResult | QATResult, folder: Pat
     console.print()
     part = "selection" if rows["float"]["validation"] is None else "validation"
     middle = "argmax" if isinstance(result, QATResult) else "best_uniform"
-    print_rows(console, rows, ("float", middle, "searched"), part)
+    before = ("unrepaired",) if rows.get("unrepaired") else ()
+    print_rows(console, rows, ("float", middle, *before, "searched"), part)
     if folder is not None:
         console.print(
             f"strategy in {folder}, with a page to look at: {REPORT_FILE}", soft_wrap=True, markup=False

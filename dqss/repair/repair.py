@@ -57,6 +57,7 @@ def repair_strategy(
     folder: Path | None = None,
     seed: int = 0,
     reporter: Reporter | None = None,
+    device: torch.device | None = None,
     force: bool = False,
 ) -> Repaired:
     """Tune a strategy on unlabelled inputs: rounding, activation steps, biases.
@@ -73,6 +74,7 @@ def repair_strategy(
         folder: the run folder; finished blocks are kept below it and not repeated after an interruption.
         seed: of batches and chances.
         reporter: progress; silent by default.
+        device: where to work; None: where the model is.
         force: also for other weights than were searched.
 
     Returns:
@@ -85,7 +87,7 @@ def repair_strategy(
     samples = inputs if isinstance(inputs, Samples) else Samples.of(inputs)
     if not samples.uniform:
         raise DataError("repair: the inputs differ in shape: give inputs of one size")
-    work = _Work(model, bundle, samples, settings, folder, seed, reporter, force)
+    work = _Work(model, bundle, samples, settings, folder, seed, reporter, device, force)
     if settings.iterations > 0:
         work.reconstruct()
     if settings.bias_correction:
@@ -105,13 +107,14 @@ class _Work:
         folder: Path | None,
         seed: int,
         reporter: Reporter,
+        device: torch.device | None,
         force: bool,
     ) -> None:
         self.bundle, self.samples, self.settings = bundle, samples, settings
         self.folder, self.seed, self.reporter = folder, seed, reporter
-        self.device = home(model)
-        self.quantized = apply_strategy(model, bundle, force=force)
-        self.exact = prepared_network(model, bundle).eval().requires_grad_(False)
+        self.device = device or home(model)
+        self.quantized = apply_strategy(model, bundle, force=force).to(self.device)
+        self.exact = prepared_network(model, bundle).eval().requires_grad_(False).to(self.device)
         self.found: dict[str, Found] = {}
         self.errors: dict[str, UnitErrors] = {}
         self.biases: dict[str, Tensor] = {}

@@ -84,7 +84,7 @@ def test_rebuilt_from_disk_it_is_what_was_tuned_to_the_bit(
     model: nn.Module, bundle: Bundle, tmp_path: Path
 ) -> None:
     options = settings(learn_steps=True, bias_correction=True)
-    work = _Work(model, bundle, dqss.Samples.of(pictures()), options, None, 0, Reporter(), False)
+    work = _Work(model, bundle, dqss.Samples.of(pictures()), options, None, 0, Reporter(), None, False)
     work.reconstruct()
     work.correct()
     work.result().save(tmp_path)
