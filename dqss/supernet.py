@@ -160,7 +160,7 @@ class Supernet(nn.Module):
 
     @contextmanager
     def running(self, network: nn.Module) -> Iterator[None]:
-        """Run everything inside in ``network``: one that was made from this one's, and takes the same inputs."""
+        """Run everything inside in ``network``, one made from this one's that takes the same inputs."""
         own, self.model = self.model, network
         try:
             yield

@@ -48,8 +48,8 @@ def test_the_better_one_is_exported_and_measured(tmp_path: Path) -> None:
     assert result.supernet.model is not rebuilt and metrics["seconds"]["repair"] > 0
 
 
-def test_a_repair_that_makes_it_worse_is_not_exported(tmp_path: Path) -> None:
-    # Nothing is held out and one wild step is taken: blocks are judged by what they learned from.
+def test_a_repair_that_makes_nothing_better_is_not_exported(tmp_path: Path) -> None:
+    # No iterations and no bias correction: nothing is better, and that is not enough.
     result = searched(tmp_path, iterations=0)
     assert result.metrics["searched"]["name"] == result.metrics["unrepaired"]["name"]
     assert dqss.load(tmp_path).strategy.repair is None
@@ -82,5 +82,5 @@ def test_groups_of_the_configuration(name: str) -> None:
 
 
 def test_a_word_in_place_of_a_group() -> None:
-    with pytest.raises(UserError, match="repair@method.repair=blocks"):
+    with pytest.raises(UserError, match=r"repair@method\.repair=blocks"):
         PTQSettings(repair="blocks")  # type: ignore[arg-type]
