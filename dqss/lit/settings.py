@@ -55,6 +55,8 @@ class PTQSettings:
             best of them meets the searched one on the selection part.
         oracle: measure every uniform strategy on the validation data, not only the finalists.
         budget: what the exported network may cost; None: whatever it takes.
+        equalize: first equalize the weights of layers that follow one another (arXiv 1906.04721); the
+            float network stays what it is.
         repair: tune the exported strategy (learned rounding, biases), see :class:`dqss.RepairSettings`;
             None: leave it.
         max_minutes: limit on the wall clock; the best so far is exported.
@@ -78,6 +80,7 @@ class PTQSettings:
     finalists: int = 4
     oracle: bool = False
     budget: Budget | None = None
+    equalize: bool = False
     repair: RepairSettings | None = None
     max_minutes: float | None = None
     checkpoint_every: int = 20
