@@ -18,7 +18,7 @@ from dqss.errors import StrategyError
 from dqss.functional import channel_count
 from dqss.layers import input_shape, searchable_layers
 from dqss.measure import home, to_device
-from dqss.mixed import MixedQuantizer
+from dqss.mixed import MixedQuantizer, MixedWeight
 from dqss.mixing import Codes
 from dqss.prepare import Prepared, fingerprint, prepare
 from dqss.products import ProductQuantizer, attach_products, can_attach
@@ -60,6 +60,11 @@ def make_bundle(
             if quantizer is not None:
                 choices[role] = _choice(quantizer, assignment)
                 tensors |= _qparams(f"{name}.{role}", quantizer, assignment)
+            if isinstance(quantizer, MixedWeight):
+                codes = quantizer.fitted_codes(assignment[quantizer.decision.name])
+                if codes is not None:
+                    tensors[f"{name}.weight.codes"] = codes.cpu().clone()
+                    choices[role] = choices[role].model_copy(update={"tuned": True})
         layers[name] = LayerStrategy(weight=choices.get("weight"), activation=choices.get("activation"))
     products: dict[str, ProductStrategy] = {}
     for name, product in supernet.products.items():

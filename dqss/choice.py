@@ -80,9 +80,9 @@ class TensorChoice(StrictModel):
         probability: softmax probability of the option when the search ended, if it had one.
         margin: that probability minus the runner-up's.
         decision: name of the decision that chose; tied tensors share one.
-        tuned: whether what the algorithm gave was tuned after the search, see :mod:`dqss.repair`. A
-            weight has then its integer codes in the tensors file, since rounding to the nearest code
-            would not give them; an activation only has another scale there.
+        tuned: whether what the algorithm gave was tuned, before the search (``adaround``) or after it, see
+            :mod:`dqss.repair`. A weight has then its integer codes in the tensors file, since rounding to
+            the nearest would not give them; an activation only has another scale there.
     """
 
     algorithm: Name

@@ -104,6 +104,12 @@ def print_plan(
     supernet = evaluator.supernet
     limits_of(settings.budget, evaluator)  # refuses what no choice keeps
     _print_candidates(console, supernet)
+    if supernet.preparation:
+        each = sum(moments.products for moments in supernet.preparation) / len(evaluator.parts["search"])
+        console.print(
+            f"\nadaround: {len(supernet.preparation)} weights are fitted to inputs before the search, "
+            f"{each / 1e6:.0f} million multiply-accumulates an input"
+        )
     indices = evaluator.parts["search"][: evaluator.batch_size]
     with recomputing(supernet, settings.recompute or ()):
         evaluator.first_order(supernet.argmax(), "search", 1)  # compiles; that is paid once
@@ -205,6 +211,7 @@ def _print_coverage(console: Console, coverage: Coverage) -> None:
         ("in float, as the search space says", coverage.skipped),
         ("weight only (read, never called)", coverage.weight_only),
         ("in float (never used by the inputs)", coverage.unused),
+        ("rounded to the nearest code only (adaround is not for such layers)", coverage.plain),
         *(("one weight, one decision", group) for group in coverage.tied),
         ("products of two activations in float (cannot be searched)", coverage.hidden_products),
     ):
