@@ -59,7 +59,7 @@ class PTQSettings:
             float network stays what it is.
         repair: tune the exported strategy (learned rounding, biases), see :class:`dqss.RepairSettings`;
             None: leave it.
-        max_minutes: limit on the wall clock; the best so far is exported.
+        max_minutes: limit on the wall clock; the best so far is exported. Repair comes on top.
         checkpoint_every: steps.
         discrete_every, discrete_images: how often, and on how many images, the
             history measures the discrete network (0: never).

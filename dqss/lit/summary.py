@@ -124,6 +124,8 @@ def print_plan(
     codes = sum(q.bytes for q in supernet.quantizers() if isinstance(q, MixedWeight))
     console.print(f"\n{_counts(supernet)}, {uniform} uniform strategies")
     console.print(f"about {evaluations} evaluations, {minutes:.1f} minutes on this machine")
+    if settings.repair is not None and settings.repair.iterations:
+        console.print(f"repair comes on top: {settings.repair.iterations} iterations a block or layer")
     console.print(f"about {(memory + codes) / 2**20:.0f} MiB for inputs, weights and their candidates")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from dqss.io import ensure_folder, output_error
+
+PREFIX = ".dqss-cache-"
+"""Of the names of folders with files."""
 
 
 class Store:
@@ -26,6 +30,8 @@ class Store:
         self._files: tempfile.TemporaryDirectory[str] | None = None
         self._folder, self._count = folder, 0
         self._in_memory: dict[int, int] = {}
+        for left_over in () if folder is None else folder.glob(f"{PREFIX}*"):
+            shutil.rmtree(left_over, ignore_errors=True)  # of a run that was killed
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A new tensor, of any values.
@@ -62,7 +68,7 @@ class Store:
         try:
             if self._files is None:
                 place = None if self._folder is None else ensure_folder(self._folder)
-                self._files = tempfile.TemporaryDirectory(prefix=".dqss-cache-", dir=place)
+                self._files = tempfile.TemporaryDirectory(prefix=PREFIX, dir=place)
             path = Path(self._files.name) / str(self._count)
             with path.open("wb") as file:
                 file.truncate(size)

@@ -143,7 +143,8 @@ class Reconstruction:
 
     def _learn(self, data: Data, scale: float, advance: Callable[[], None]) -> Found:
         settings = self.settings
-        unit_size = scale * float(data.wanted.double().square().mean()) or 1.0
+        # Errors count in units of what they are with plain rounding, whatever the unit is made of.
+        unit_size = scale * self._mean_square(data.wanted[: data.learned]) or 1.0
         with self._soft() as (roundings, steps), torch.enable_grad():
             count = sum(soft.v.numel() for soft in roundings.values())
             groups = [{"params": [soft.v for soft in roundings.values()], "lr": settings.learning_rate}]
@@ -171,6 +172,11 @@ class Reconstruction:
             codes = {name: soft.codes().integers.cpu() for name, soft in roundings.items()}
             scales = {name: step.scale().detach().cpu() for name, step in steps.items() if step.learn}
         return Found(codes, scales)
+
+    def _mean_square(self, rows: Tensor) -> float:
+        """In runs: the rows may be on disk."""
+        runs = torch.split(rows, 4 * self.settings.batch_size)
+        return sum(float(run.double().square().sum()) for run in runs) / rows.numel()
 
     def _inputs(self, data: Data, rows: Tensor) -> Tensor:
         """Quantized and float inputs, mixed value by value."""

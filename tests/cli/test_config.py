@@ -13,6 +13,7 @@ from dqss.lit.qat_settings import QATSettings
 from dqss.lit.schedules import Schedule
 from dqss.lit.settings import PTQSettings
 from dqss.models import LoadedModel
+from dqss.repair import RepairSettings
 from dqss.search import settings_of
 from dqss.space import SearchSpace
 
@@ -24,6 +25,11 @@ NEEDED = {
     ("logger", "wandb"): ["logger.offline=true"],
 }
 KINDS = {"model": LoadedModel, "data": CalibrationDataModule, "search_space": SearchSpace}
+REPAIRS = {
+    "none": None,
+    "blocks": RepairSettings(),
+    "layers": RepairSettings(blocks=(), drop=0.0, float_inputs=0.0),
+}
 METHODS = {"ptq": PTQSettings, "ptq_fast": PTQSettings, "qat": QATSettings, "bilevel": QATSettings}
 
 
@@ -52,15 +58,17 @@ def test_experiments_compose(name: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), CHOICES)
 def test_group_options_make_what_they_say(group: str, option: str) -> None:
-    place = {"schedule": "schedule@method.schedule"}.get(group, group)
+    place = f"{group}@method.{group}" if group in ("schedule", "repair") else group
     found = config(f"{place}={option}", *NEEDED.get((group, option), []))
     OmegaConf.resolve(found)
     if group in KINDS:
         assert isinstance(cli.make(found[group], group), KINDS[group])
-    elif group in ("method", "schedule"):
+    elif group in ("method", "schedule", "repair"):
         settings = settings_of(found.method)
         assert isinstance(settings, METHODS[option] if group == "method" else PTQSettings)
         assert isinstance(settings.schedule, Schedule)
+        if group == "repair":
+            assert isinstance(settings, PTQSettings) and settings.repair == REPAIRS[option]
     elif found[group] and "_target_" in found[group]:
         cli._check(OmegaConf.to_container(found[group]), group)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 import dqss
 from dqss.discretize import RefineSettings
@@ -15,7 +14,6 @@ from dqss.lit.settings import PTQSettings
 from dqss.losses import KLDivergence
 from dqss.repair import RepairSettings
 from dqss.samples import split
-from dqss.search import settings_of
 from tests.repair.support import FAST, network, pictures
 from tests.support.nets import small_space
 
@@ -58,27 +56,6 @@ def test_a_repair_that_makes_nothing_better_is_not_exported(tmp_path: Path) -> N
 def test_without_repair_nothing_is_there() -> None:
     result = search_ptq(network(), pictures(), small_space(3), PTQSettings(**QUICK))  # type: ignore[arg-type]
     assert "repaired" not in result.metrics and result.bundle.strategy.repair is None
-
-
-@pytest.mark.parametrize("name", ["none", "blocks", "layers"])
-def test_groups_of_the_configuration(name: str) -> None:
-    conf = Path(__file__).resolve().parents[2] / "conf"
-    method = OmegaConf.create(
-        {
-            "_target_": "dqss.lit.settings.PTQSettings",
-            "distance": None,
-            "loss": None,
-            "repair": OmegaConf.load(conf / "repair" / f"{name}.yaml"),
-        }
-    )
-    found = settings_of(method)
-    assert isinstance(found, PTQSettings)
-    wanted = {
-        "none": None,
-        "blocks": RepairSettings(),
-        "layers": RepairSettings(blocks=(), drop=0.0, float_inputs=0.0),
-    }
-    assert found.repair == wanted[name]
 
 
 def test_a_word_in_place_of_a_group() -> None:
