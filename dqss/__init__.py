@@ -14,12 +14,14 @@ _EXPORTS = {
     "Budget": "dqss.budget",
     "PTQSettings": "dqss.lit.settings",
     "QATSettings": "dqss.lit.qat_settings",
+    "RepairSettings": "dqss.repair",
     "Samples": "dqss.samples",
     "SearchSpace": "dqss.space",
     "UserError": "dqss.errors",
     "apply_strategy": "dqss.apply",
     "export_model": "dqss.deploy.export",
     "load": "dqss.bundle",
+    "repair_strategy": "dqss.repair",
     "search_ptq": "dqss.lit.search",
     "search_qat": "dqss.lit.qat_search",
 }
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from dqss.lit.qat_settings import QATSettings
     from dqss.lit.search import search_ptq
     from dqss.lit.settings import PTQSettings
+    from dqss.repair import RepairSettings, repair_strategy
     from dqss.samples import Samples
     from dqss.space import SearchSpace
 
@@ -42,6 +45,7 @@ __all__ = [
     "Budget",
     "PTQSettings",
     "QATSettings",
+    "RepairSettings",
     "Samples",
     "SearchSpace",
     "UserError",
@@ -49,6 +53,7 @@ __all__ = [
     "apply_strategy",
     "export_model",
     "load",
+    "repair_strategy",
     "search_ptq",
     "search_qat",
 ]

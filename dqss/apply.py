@@ -18,7 +18,8 @@ from dqss.errors import StrategyError
 from dqss.functional import channel_count
 from dqss.layers import input_shape, searchable_layers
 from dqss.measure import home, to_device
-from dqss.mixed import MixedQuantizer
+from dqss.mixed import MixedQuantizer, MixedWeight
+from dqss.mixing import Codes
 from dqss.prepare import Prepared, fingerprint, prepare
 from dqss.products import ProductQuantizer, attach_products, can_attach
 from dqss.signature import describe_inputs, example_inputs
@@ -59,6 +60,11 @@ def make_bundle(
             if quantizer is not None:
                 choices[role] = _choice(quantizer, assignment)
                 tensors |= _qparams(f"{name}.{role}", quantizer, assignment)
+            if isinstance(quantizer, MixedWeight):
+                codes = quantizer.fitted_codes(assignment[quantizer.decision.name])
+                if codes is not None:
+                    tensors[f"{name}.weight.codes"] = codes.cpu().clone()
+                    choices[role] = choices[role].model_copy(update={"tuned": True})
         layers[name] = LayerStrategy(weight=choices.get("weight"), activation=choices.get("activation"))
     products: dict[str, ProductStrategy] = {}
     for name, product in supernet.products.items():
@@ -134,10 +140,11 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
         module, info = layers[name]
         if choice.weight is not None:
             weight: Tensor = module.weight  # type: ignore[assignment]
-            quantizer = _quantizer(bundle, name, "weight", choice.weight, weight.shape).to(weight.device)
             # A new parameter, so that a tied embedding keeps its own float values.
-            values = quantizer.codes(weight).dequantize().to(weight.dtype)
+            values = weight_codes(bundle, name, weight).dequantize().to(weight.dtype)
             module.weight = nn.Parameter(values, requires_grad=False)
+        if choice.bias_corrected:
+            _replace_bias(module, name, bundle.tensors[f"{name}.bias"])
         if choice.activation is not None:
             shape = input_shape(module, info)
             quantizer = _quantizer(bundle, name, "activation", choice.activation, shape)
@@ -148,6 +155,42 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
         call_model(fixed.eval(), to_device(example, home(model)))
     # As in the supernet: torch chooses kernels, and so roundings, by what requires gradients.
     return fixed.eval().requires_grad_(False)
+
+
+def weight_codes(bundle: Bundle, layer: str, weight: Tensor) -> Codes:
+    """The integer codes of a layer's weight: those of the nearest values, or as they were tuned.
+
+    Args:
+        bundle: has a choice for the weight.
+        layer: its name.
+        weight: the float one.
+
+    Raises:
+        StrategyError: where the choice is for a weight of another shape.
+    """
+    choice = bundle.strategy.layers[layer].weight
+    assert choice is not None
+    quantizer = _quantizer(bundle, layer, "weight", choice, weight.shape).to(weight.device)
+    if not choice.tuned:
+        return quantizer.codes(weight)
+    codes = bundle.tensors[f"{layer}.weight.codes"]
+    if codes.shape != weight.shape:
+        raise StrategyError(
+            f"the strategy is for another model: it has codes {list(codes.shape)} for the weight of "
+            f"{layer!r}, which has the shape {list(weight.shape)} here"
+        )
+    return Codes(codes.to(weight.device), quantizer.grid())
+
+
+def _replace_bias(module: nn.Module, name: str, bias: Tensor) -> None:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    channels = next(getattr(module, key) for key in ("out_channels", "out_features") if hasattr(module, key))
+    if len(bias) != channels:
+        raise StrategyError(
+            f"the strategy is for another model: it has a bias of {len(bias)} values for {name!r}, "
+            f"which has {channels} channels here"
+        )
+    module.bias = nn.Parameter(bias.to(weight), requires_grad=False)
 
 
 def prepared_network(model: nn.Module, bundle: Bundle) -> nn.Module:

@@ -31,18 +31,25 @@ class Bundle:
         strategy: the choices.
         tensors: ``{layer}.weight.scale``, ``{layer}.weight.zero_point`` and the same for
             ``activation`` and the operands of products, fp32 ``[C]``, for every tensor that the
-            strategy quantizes (C is 1 per tensor); other keys, such as ``state.*``, are kept as they are.
+            strategy quantizes (C is 1 per tensor); where a weight is tuned ``{layer}.weight.codes``, its
+            integers in its own shape, and where a bias is corrected ``{layer}.bias``; other keys,
+            such as ``state.*``, are kept as they are.
 
     Raises:
-        StrategyError: where a scale or zero point is missing or fits no grid of its choice.
+        StrategyError: where a tensor is missing or fits no grid of its choice.
     """
 
     strategy: Strategy
     tensors: dict[str, Tensor]
 
     def __post_init__(self) -> None:
-        for layer, role, choice in self.strategy.choices():
-            _check_qparams(f"{layer}.{role}", choice, self.tensors)
+        for name, role, choice in self.strategy.choices():
+            _check_qparams(f"{name}.{role}", choice, self.tensors)
+            if role == "weight" and choice.tuned:
+                _check_codes(f"{name}.weight.codes", choice, self.tensors)
+        for name, layer in self.strategy.layers.items():
+            if layer.bias_corrected:
+                _check_bias(f"{name}.bias", self.tensors)
 
     def save(self, folder: StrPath) -> Bundle:
         """Write ``tensors.safetensors`` and ``strategy.json``, each whole or not at all.
@@ -109,6 +116,24 @@ def _check_qparams(name: str, choice: TensorChoice, tensors: dict[str, Tensor]) 
     low, high = (0, 0) if spec.symmetric else (spec.qmin, spec.qmax)
     if not bool(((zero_point == zero_point.round()) & (zero_point >= low) & (zero_point <= high)).all()):
         raise _misfit(f"{name}.zero_point", f"expected integers in {low}..{high}")
+
+
+def _check_codes(key: str, choice: TensorChoice, tensors: dict[str, Tensor]) -> None:
+    if key not in tensors:
+        raise _misfit(key, "missing")
+    codes, spec = tensors[key], choice.candidate().spec
+    if codes.dtype not in (torch.int8, torch.uint8, torch.int32) or codes.numel() == 0:
+        raise _misfit(key, f"expected integer codes, got {codes.dtype} {list(codes.shape)}")
+    if int(codes.min()) < spec.qmin or int(codes.max()) > spec.qmax:
+        raise _misfit(key, f"expected integers in {spec.qmin}..{spec.qmax}")
+
+
+def _check_bias(key: str, tensors: dict[str, Tensor]) -> None:
+    if key not in tensors:
+        raise _misfit(key, "missing")
+    bias = tensors[key]
+    if bias.dtype != torch.float32 or bias.ndim != 1 or not bool(torch.isfinite(bias).all()):
+        raise _misfit(key, f"expected finite fp32 [C], got {bias.dtype} {list(bias.shape)}")
 
 
 def _misfit(key: str, fault: str) -> StrategyError:

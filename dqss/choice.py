@@ -80,6 +80,9 @@ class TensorChoice(StrictModel):
         probability: softmax probability of the option when the search ended, if it had one.
         margin: that probability minus the runner-up's.
         decision: name of the decision that chose; tied tensors share one.
+        tuned: whether what the algorithm gave was tuned, before the search (``adaround``) or after it, see
+            :mod:`dqss.repair`. A weight has then its integer codes in the tensors file, since rounding to
+            the nearest would not give them; an activation only has another scale there.
     """
 
     algorithm: Name
@@ -91,6 +94,7 @@ class TensorChoice(StrictModel):
     probability: Probability | None = None
     margin: Finite | None = None
     decision: Name
+    tuned: bool = False
 
     @model_validator(mode="after")
     def _check_signed(self) -> TensorChoice:
@@ -129,10 +133,16 @@ class TensorChoice(StrictModel):
 
 
 class LayerStrategy(StrictModel):
-    """The choices of one layer; None leaves that tensor in float."""
+    """The choices of one layer; None leaves that tensor in float.
+
+    Attributes:
+        weight, activation: of the layer and of its input.
+        bias_corrected: whether the tensors file has a bias for it in place of its own.
+    """
 
     weight: TensorChoice | None
     activation: TensorChoice | None
+    bias_corrected: bool = False
 
     @field_validator("activation")
     @classmethod

@@ -14,6 +14,8 @@ class Coverage:
         weight_only: weight is read but forward never called (or never with real numbers).
         unused: neither called nor read by any calibration input; left in float.
         tied: groups of layers that share one weight, and so one decision.
+        plain: layers whose weights are rounded to the nearest code also where a candidate fits them to
+            inputs, because their inputs cannot be taken apart.
         ties: groups of tensors (``conv1.weight``) that share one decision as the search space asks.
         products: products of two activations in float, because the search space leaves all of them.
         hidden_products: those that cannot be searched: hidden in a function, in a container, mixed
@@ -23,6 +25,7 @@ class Coverage:
     skipped: list[str] = field(default_factory=list)
     weight_only: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    plain: list[str] = field(default_factory=list)
     tied: list[list[str]] = field(default_factory=list)
     ties: list[list[str]] = field(default_factory=list)
     products: list[str] = field(default_factory=list)

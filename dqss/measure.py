@@ -135,10 +135,14 @@ class Evaluator:
         each: list[float] = known["each"]
         return each
 
+    def measure_in(self, context: Context, part: str) -> list[float]:
+        """Distance of each image of a part, in whatever network the supernet is inside ``context``."""
+        self.meter.forward(len(self.parts[part]))
+        return self._each(context, self.parts[part])
+
     def measure_soft(self, part: str) -> float:
         """Mean distance of the relaxed network, as it stands, on a part."""
-        self.meter.forward(len(self.parts[part]))
-        each = self._each(lambda: self.supernet.mode("relaxed"), self.parts[part])
+        each = self.measure_in(lambda: self.supernet.mode("relaxed"), part)
         return sum(each) / len(each)
 
     def first_order(self, assignment: Assignment, part: str, count: int | None = None) -> dict[str, Tensor]:

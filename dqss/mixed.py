@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from dqss import quantizers
 from dqss.decision import Decision
+from dqss.fitting import Moments, fit_rounding
 from dqss.functional import channel_count, channel_view
-from dqss.mixing import CodeStack, GridStack, mix_codes, mix_fake_quantize
+from dqss.mixing import Codes, CodeStack, GridStack, mix_codes, mix_fake_quantize
 from dqss.observers import Statistics
 from dqss.observers.coarse import CoarseHistogram
 from dqss.observers.histogram import HistogramAccumulator
@@ -54,6 +55,7 @@ class MixedQuantizer(nn.Module, ABC):
             quantizers.build(c, channel_count(shape, c.spec.granularity), self.role) for c in candidates
         )
         self.needs_gradients = any(self[k].needs_gradients for k in range(len(candidates)))
+        self.needs_inputs = any(self[k].needs_inputs for k in range(len(candidates)))
         self.mode = Mode.FLOAT
         self.calls = 0
 
@@ -183,6 +185,8 @@ class MixedWeight(MixedQuantizer):
     def __init__(self, candidates: Sequence[Candidate], decision: Decision, shape: torch.Size) -> None:
         super().__init__(candidates, decision, shape)
         self._stack: CodeStack | None = None
+        self.moments: Moments | None = None
+        self._fitted = False
         self._probed: Tensor | None = None
         self._importance: Tensor | None = None
 
@@ -190,10 +194,26 @@ class MixedWeight(MixedQuantizer):
     def freeze(self, weight: Tensor) -> None:
         """Calibrate on ``weight`` itself, weighted by the gradients collected, and keep its codes."""
         self.calibrate({g: self._statistics(weight, g) for g in self.granularities})
-        stack = CodeStack.of([self[k].codes(weight) for k in range(len(self.candidates))])
+        moments = None if self.moments is None else self.moments.mean()
+        self.moments, self._fitted = None, moments is not None
+        stack = CodeStack.of([self._codes(k, weight, moments) for k in range(len(self.candidates))])
         values = (stack.choose(k) for k in range(len(self.candidates)))
         self._stack = stack.merged(_first_equal(_bytes(value) for value in values))
         self._importance = None
+
+    def _codes(self, index: int, weight: Tensor, moments: Tensor | None) -> Codes:
+        quantizer = self[index]
+        if moments is None or not quantizer.needs_inputs:
+            return quantizer.codes(weight)
+        return fit_rounding(weight, quantizer.grid(), moments.to(weight.device))
+
+    def fitted_codes(self, index: int) -> Tensor | None:
+        """The integers of a candidate in the weight's shape, if they are not those of the nearest values."""
+        if not (self._fitted and self[index].needs_inputs):
+            return None
+        stack, grid = self.stack, self[index].grid()
+        steps = stack.restore(stack.steps[stack.distinct.rows[index]].to(torch.float32))
+        return Codes.from_integers(steps + grid.shaped(stack.shape)[1], grid).integers
 
     def _statistics(self, weight: Tensor, granularity: Granularity) -> Statistics:
         rows = channel_view(weight, granularity)

@@ -11,57 +11,27 @@ and the quantizers' mode, which has changed by then, is put back for as long as 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from dqss.errors import UserError, near_match
+from dqss.blocks import find_blocks
 from dqss.mixed import MixedQuantizer, Mode
 from dqss.supernet import Supernet
 
-AUTO: Final = "auto"
-"""In place of patterns: the blocks that a network repeats."""
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
 
 def blocks(supernet: Supernet, patterns: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules that ``patterns`` mean, outermost ones only, in the order of the network.
-
-    Args:
-        supernet: whose network is looked at.
-        patterns: shell patterns of module names, or :data:`AUTO` for the children of containers
-            (``Sequential``, ``ModuleList``, ``ModuleDict``) whose class occurs among such children
-            more than once, and which are not containers themselves. Only modules that can be called
-            and have layers or products under search inside count.
+    """The modules that ``patterns`` mean; see :func:`dqss.blocks.find_blocks`.
 
     Raises:
         UserError: for a pattern that matches no such module.
     """
-    if not patterns:
-        return {}
-    inside = [*supernet.layers, *supernet.products]
-    found = {
-        name: module
-        for name, module in supernet.model.named_modules()
-        if name and _can_be_called(module) and any(one.startswith(f"{name}.") for one in inside)
-    }
-    repeated = _repeated(supernet.model, found)
-    chosen: set[str] = set()
-    for pattern in patterns:
-        matched = repeated if pattern == AUTO else {name for name in found if fnmatchcase(name, pattern)}
-        if not matched:
-            raise UserError(_nothing(pattern, found))
-        chosen |= matched
-    outermost = {name for name in chosen if not any(name.startswith(f"{other}.") for other in chosen)}
-    return {name: module for name, module in found.items() if name in outermost}
+    return find_blocks(supernet.model, [*supernet.layers, *supernet.products], patterns, "method.recompute")
 
 
 @contextmanager
@@ -113,27 +83,3 @@ def _in_modes(modes: Sequence[tuple[MixedQuantizer, Mode]]) -> Iterator[None]:
     finally:
         for (quantizer, _), mode in zip(modes, before, strict=True):
             quantizer.mode = mode
-
-
-def _repeated(model: nn.Module, found: dict[str, nn.Module]) -> set[str]:
-    children = {
-        name: type(found[name])
-        for name in found
-        if isinstance(model.get_submodule(name.rpartition(".")[0]), _CONTAINERS)
-        and not isinstance(found[name], _CONTAINERS)
-    }
-    count = Counter(children.values())
-    return {name for name, kind in children.items() if count[kind] > 1}
-
-
-def _can_be_called(module: nn.Module) -> bool:
-    """Containers without a forward of their own cannot."""
-    return not isinstance(module, (nn.ModuleList, nn.ModuleDict))
-
-
-def _nothing(pattern: str, found: dict[str, nn.Module]) -> str:
-    if pattern == AUTO:
-        example = f"such as [{next(iter(found))}]" if found else "if there are any"
-        return f"method.recompute={AUTO}: the network repeats no block; name modules, {example}"
-    hint = near_match(pattern, found)
-    return f"method.recompute: no module with layers under search inside matches {pattern!r}{hint}"

@@ -6,6 +6,7 @@ of the sample (a flag, None) and is handed to the model as it is.
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, IterableDataset
 
 from dqss.errors import DataError
@@ -217,3 +219,16 @@ def _stack(trees: list[Any]) -> Any:
         raise DataError(f"samples of one batch differ ({', '.join(shapes[:3])}): use batch_size=1")
     columns = iter(zip(*(_tensors(tree) for tree in trees), strict=True))
     return _map(lambda leaf: torch.stack(next(columns)), trees[0])
+
+
+def inputs_sha256(samples: Samples) -> str:
+    """Sha256 of all inputs and targets: types, shapes and raw bytes."""
+    found = hashlib.sha256()
+    for index in range(len(samples)):
+        for leaf in tree_leaves((samples.batch([index]), samples.targets([index]))):
+            if isinstance(leaf, torch.Tensor):
+                found.update(f"{leaf.dtype} {tuple(leaf.shape)} ".encode())
+                found.update(leaf.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            else:
+                found.update(repr(leaf).encode())
+    return found.hexdigest()

@@ -29,7 +29,7 @@ from dqss.choice import (
     TensorChoice,
 )
 from dqss.errors import StrategyError, near_match
-from dqss.io import StrPath, json_text
+from dqss.io import StrPath, finite_json, json_text
 
 SCHEMA_VERSION: Final = 1
 STRATEGY_FILE = "strategy.json"
@@ -72,6 +72,7 @@ class Strategy(StrictModel):
             ``blocks.0.attn.product1``: the second product in the forward of ``blocks.0.attn``.
         blocks: reserved for choices that concern more than one layer.
         ties: groups that chose as one: of layers with one weight, and of tensors (``conv1.weight``).
+        repair: what was tuned after the search and with what settings; None where nothing was.
         metrics: measured values; infinite and NaN numbers become null.
     """
 
@@ -88,6 +89,7 @@ class Strategy(StrictModel):
     products: dict[str, ProductStrategy] = Field(default={})
     blocks: FreeJson = Field(default={})
     ties: list[list[str]] = Field(default=[])
+    repair: FreeJson | None = None
     metrics: FreeJson = Field(default={})
 
     def choices(self) -> Iterator[tuple[str, str, TensorChoice]]:
@@ -103,6 +105,10 @@ class Strategy(StrictModel):
         for product, strategy in self.products.items():
             for operand, choice in strategy.operands.items():
                 yield product, operand, choice
+
+    def with_metrics(self, metrics: dict[str, Any]) -> Strategy:
+        """The same with other measured values."""
+        return self.model_copy(update={"metrics": finite_json(metrics)})
 
     def to_json(self) -> str:
         """Indented JSON, the same bytes for the same strategy; reads back equal."""

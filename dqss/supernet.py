@@ -25,6 +25,7 @@ from dqss.calls import call_model
 from dqss.coverage import Coverage
 from dqss.decision import Decision, OneHot, Relaxation, draw_all
 from dqss.errors import SearchSpaceError
+from dqss.fitting import Moments, can_fit, watching
 from dqss.layers import input_shape, searchable_layers
 from dqss.losses import Distance
 from dqss.mixed import MixedActivation, MixedQuantizer, MixedWeight, Mode
@@ -72,6 +73,7 @@ class Supernet(nn.Module):
         self.layers: dict[str, SearchableLayer] = {}
         self.products: dict[str, SearchableProduct] = {}
         self.coverage = Coverage()
+        self.preparation: list[Moments] = []
         found = searchable_layers(model)
         self._infos = [info for _, info in found.values()]
         if not space.products:  # which are known once the network has run
@@ -111,12 +113,19 @@ class Supernet(nn.Module):
         return SearchableLayer(info, module, weight, activation)
 
     def _check_frozen(self, info: LayerInfo, candidates: LayerCandidates) -> None:
-        """Refuse what learns where nothing does."""
+        """Refuse what learns where nothing does, and what is rounded for good where weights learn."""
         found = next((c for c in (*candidates.weight, *candidates.activation) if quantizers.learns(c)), None)
         if found is not None and not self.trains:
             raise SearchSpaceError(
                 f"search space {self.space.name!r}: {found.algorithm} for layer {info.name!r} learns with "
                 "the network, which this search leaves as it is: use method=qat, or another algorithm"
+            )
+
+        fitted = next((c for c in candidates.weight if c.algorithm in quantizers.FITTED), None)
+        if fitted is not None and self.trains:
+            raise SearchSpaceError(
+                f"search space {self.space.name!r}: {fitted.algorithm} for layer {info.name!r} rounds "
+                "weights before the search, and here they are trained: use method=ptq, or another algorithm"
             )
 
     def _note_tie(self, owner: str, name: str) -> None:
@@ -157,6 +166,15 @@ class Supernet(nn.Module):
         finally:
             for quantizer, previous in before:
                 quantizer.mode = previous
+
+    @contextmanager
+    def running(self, network: nn.Module) -> Iterator[None]:
+        """Run everything inside in ``network``, one made from this one's that takes the same inputs."""
+        own, self.model = self.model, network
+        try:
+            yield
+        finally:
+            self.model = own
 
     # -- decisions ----------------------------------------------------------------------------
 
@@ -256,7 +274,7 @@ class Supernet(nn.Module):
             for name, layer in self.layers.items()
             if layer.activation is not None
         }
-        with self.mode(Mode.OBSERVE), naming(observers) as name_observer:
+        with self.mode(Mode.OBSERVE), naming(observers) as name_observer, watching(self._fitting()):
             search = ProductSearch(self.model, self.space, name_observer)
             for index, batch in enumerate(batches):
                 with search.watching(index):
@@ -278,6 +296,20 @@ class Supernet(nn.Module):
             if layer.weight is not None:
                 layer.weight.freeze(original_weight(layer.module))
         self.recognize()
+
+    def _fitting(self) -> dict[str, tuple[nn.Module, Moments]]:
+        """Layers with candidates that are rounded to fit their inputs, as far as they can be."""
+        found: dict[str, tuple[nn.Module, Moments]] = {}
+        for name, layer in self.layers.items():
+            if layer.weight is None or not layer.weight.needs_inputs:
+                continue
+            if not can_fit(layer.module):
+                self.coverage.plain += [name] if name not in self.coverage.plain else []
+                continue
+            layer.weight.moments = layer.weight.moments or Moments()
+            found[name] = layer.module, layer.weight.moments
+        self.preparation = [moments for _, moments in found.values()]
+        return found
 
     def recognize(self) -> None:
         """Tell the decisions which options have come to the same; ties need it of all they rule."""

@@ -67,7 +67,9 @@ def uniform(
     Args:
         weight_bits, activation_bits: one bit-width or several.
         weight_algorithms, activation_algorithms: names, or ``{"name": ..., **parameters}``;
-            :data:`STANDARD_WEIGHTS` and :data:`STANDARD_ACTIVATIONS` by default.
+            :data:`STANDARD_WEIGHTS` and :data:`STANDARD_ACTIVATIONS` by default. Of those for weights
+            ``adaround`` is prepared before the search: for n weights that make one output, some n^2
+            multiply-accumulates at each of at most 256 places of every input, which a dry run adds up.
         weight_granularity, activation_granularity: ``"tensor"``, ``"channel"``, for weights also
             ``"group"``; one or several.
         weight_symmetric, activation_symmetric: zero point 0, or affine; one or both.

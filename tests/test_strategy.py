@@ -190,6 +190,7 @@ def test_file_says_what_design_says() -> None:
         "probability": 0.71,
         "margin": 0.48,
         "decision": "layer1.0.conv1.weight",
+        "tuned": False,
     }
     assert data["layers"]["layer1.0.conv1"]["activation"]["granularity"] == {"type": "per_tensor"}
 
@@ -296,6 +297,9 @@ OPTIONAL = {
     "products",
     "ties",
     "metrics",
+    "tuned",
+    "bias_corrected",
+    "repair",
 }
 
 

@@ -55,7 +55,10 @@ def build(
     known = sorted(searched)
     skipped = left_out(model, space)
     first = samples.batch(known[:size])
-    prepared = prepare(model, to_device(first, home(model)), skip=lambda name: name in skipped)
+    optional = ("equalize",) if settings.equalize else ()
+    prepared = prepare(
+        model, to_device(first, home(model)), skip=lambda name: name in skipped, optional=optional
+    )
     prepared.model.to(device)
     with torch.no_grad():
         output = first_tensor(call_model(prepared.model, to_device(first, device)))

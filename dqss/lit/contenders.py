@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dqss.discretize import Discretized
 from dqss.measure import Context, Evaluator, MetricFactory, Variants, batches, count_of, measure_stream
 from dqss.progress import Reporter
 from dqss.supernet import Assignment, Supernet
 
+REPAIRED = "repaired"
+"""What the network that repair made is called among the contenders."""
 Measured = dict[str, dict[str, float]]
 
 
@@ -38,8 +41,12 @@ def measure_contenders(
     validation: Validation | None,
     oracle: bool,
     reporter: Reporter,
+    repaired: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Measure every row of ``metrics.json`` on the selection part and on the validation data.
+
+    Of the exported strategy and what repair made of it (``repaired``), the better one on the selection
+    part is ``searched``.
 
     ``oracle_uniform`` is the uniform strategy that is best *on the validation data*, among all
     (``oracle``) or the finalists; nobody could have chosen it, it is reported apart.
@@ -47,12 +54,17 @@ def measure_contenders(
     validation = validation or Validation()
     supernet = evaluator.supernet
     contexts = _contexts(supernet, outcome, uniform if oracle else {})
+    if repaired is not None:
+        contexts[REPAIRED] = lambda: supernet.running(repaired)
     loader = validation.batches
     images = len(evaluator.parts["select"]) + count_of(loader)
     with reporter.stage("measure", images) as stage:
         evaluator.advance = stage.advance
         selection = _on_selection(evaluator, contexts, validation)
         held_out = _stream(evaluator, loader, contexts, validation)
+    exported = outcome.exported
+    if repaired is not None and _better(selection[REPAIRED], selection[exported]):
+        exported = REPAIRED
     rows: dict[str, Any] = {}
     for row, variant in {
         "float": "float",
@@ -60,8 +72,9 @@ def measure_contenders(
         "oracle_uniform": _oracle(held_out, uniform),
         "argmax": "argmax",
         "refined": "refined",
-        "searched": outcome.exported,
+        "searched": exported,
         "soft": "soft",
+        **({} if repaired is None else {"unrepaired": outcome.exported, "repaired": REPAIRED}),
     }.items():
         rows[row] = None if variant is None else _row(variant, selection, held_out)
     rows["finalists"] = {
@@ -70,6 +83,11 @@ def measure_contenders(
     rows["distance"] = evaluator.distance.name
     rows["changes"] = outcome.changes
     return rows
+
+
+def _better(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """NaN is better than nothing."""
+    return one["distance"] < other["distance"] or isnan(other["distance"])
 
 
 def _contexts(

@@ -8,15 +8,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch.utils._pytree import tree_leaves
-
 from dqss.errors import OutputError
 from dqss.io import Journal
 from dqss.lit.settings import PTQSettings
 from dqss.losses import Distance
 from dqss.prepare import Prepared
-from dqss.samples import Samples
+from dqss.samples import Samples, inputs_sha256
 from dqss.supernet import Supernet
 
 JOURNAL = "measured.jsonl"
@@ -57,7 +54,9 @@ def search_identity(
     seed: int,
 ) -> SearchIdentity:
     """Of one search; what only says how long it may take or what it reports is left out."""
-    words = settings_words(settings, max_minutes=None, checkpoint_every=1, oracle=False, recompute=None)
+    words = settings_words(
+        settings, max_minutes=None, checkpoint_every=1, oracle=False, recompute=None, repair=None
+    )
     return SearchIdentity(
         {
             "weights": prepared.weights_sha256,
@@ -79,16 +78,3 @@ def options_sha256(supernet: Supernet) -> str:
     """Sha256 of all decisions with their options."""
     options = [(name, decision.options) for name, decision in supernet.decisions.items()]
     return hashlib.sha256(repr(options).encode()).hexdigest()
-
-
-def inputs_sha256(samples: Samples) -> str:
-    """Sha256 of all inputs and targets: types, shapes and raw bytes."""
-    found = hashlib.sha256()
-    for index in range(len(samples)):
-        for leaf in tree_leaves((samples.batch([index]), samples.targets([index]))):
-            if isinstance(leaf, torch.Tensor):
-                found.update(f"{leaf.dtype} {tuple(leaf.shape)} ".encode())
-                found.update(leaf.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            else:
-                found.update(repr(leaf).encode())
-    return found.hexdigest()

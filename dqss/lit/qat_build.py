@@ -14,7 +14,7 @@ from dqss.calls import call_model, first_tensor
 from dqss.errors import DataError, NonFiniteError
 from dqss.io import Journal
 from dqss.lit.build import left_out
-from dqss.lit.identity import JOURNAL, SearchIdentity, inputs_sha256, options_sha256, settings_words
+from dqss.lit.identity import JOURNAL, SearchIdentity, options_sha256, settings_words
 from dqss.lit.pictures import check_pictures
 from dqss.lit.qat_settings import QATSettings
 from dqss.lit.ranks import rank
@@ -23,7 +23,7 @@ from dqss.losses import Distance, default_distance
 from dqss.measure import Evaluator, Meter, batches, home, to_device
 from dqss.prepare import Prepared, prepare
 from dqss.progress import Reporter
-from dqss.samples import Samples
+from dqss.samples import Samples, inputs_sha256
 from dqss.space import SearchSpace
 from dqss.trainable import TrainableSupernet
 

@@ -9,7 +9,7 @@ from math import isfinite, nan
 from statistics import mean, stdev
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dqss.attach import original_weight
 from dqss.decision import Decision
@@ -29,7 +29,12 @@ _PACKAGES = ("torch", "pytorch-lightning", "timm", "torchvision", "numpy")
 
 
 def record(
-    evaluator: Evaluator, outcome: Discretized, learned: Mapping[str, Tensor], loss: str, images: int
+    evaluator: Evaluator,
+    outcome: Discretized,
+    learned: Mapping[str, Tensor],
+    loss: str,
+    images: int,
+    network: nn.Module | None = None,
 ) -> RunRecord:
     """Gather what the report shows beside strategy, metrics and history.
 
@@ -42,11 +47,17 @@ def record(
         learned: effect of each decision's options, see :meth:`dqss.lit.mean_field.MeanField.learned`.
         loss: name of what was minimized.
         images: how many inputs the report shows.
+        network: what is exported, where that was tuned after the search.
     """
     chosen = outcome.assignments[outcome.exported]
     effects = learned or evaluator.first_order(chosen, "refine", PROBED)
-    distances = evaluator.measure_each(chosen, "select")
     supernet = evaluator.supernet
+    contexts = _contexts(supernet, outcome)
+    if network is None:
+        distances = evaluator.measure_each(chosen, "select")
+    else:
+        contexts[SEARCHED] = lambda: supernet.running(network)
+        distances = evaluator.measure_in(contexts[SEARCHED], "select")
     return RunRecord(
         versions=_versions(evaluator.device),
         effects="mean_field" if learned else "first_order",
@@ -59,7 +70,7 @@ def record(
             for name, decision in supernet.decisions.items()
         },
         distances=[value if isfinite(value) else None for value in distances],
-        examples=most_changed(evaluator, _finite(distances), _contexts(supernet, outcome), images),
+        examples=most_changed(evaluator, _finite(distances), contexts, images),
     )
 
 

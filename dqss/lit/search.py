@@ -20,7 +20,7 @@ from dqss.io import ensure_folder, write_json_atomic
 from dqss.lit.build import build, limits_of
 from dqss.lit.checkpoint import Deadline, write_history
 from dqss.lit.clock import Clock
-from dqss.lit.contenders import Validation, measure_contenders
+from dqss.lit.contenders import REPAIRED, Validation, measure_contenders
 from dqss.lit.device import device_of
 from dqss.lit.fit import fit_ptq
 from dqss.lit.ptq import PTQSearch
@@ -33,6 +33,7 @@ from dqss.measure import Evaluator
 from dqss.prepare.modules import unwrap
 from dqss.progress import Reporter
 from dqss.recompute import recomputing
+from dqss.repair import RepairSettings, repair_strategy
 from dqss.report import write_report
 from dqss.report.pictures import PICTURES, write_pictures
 from dqss.samples import Samples
@@ -136,10 +137,6 @@ def search_ptq(
             found = module.found if module.steering is None else [*module.steering.begin(), *module.found]
             outcome = _discretize(evaluator, found, uniform, settings, deadline, reporter, limits)
     cost = {"steps": len(module.history), "evaluations": evaluator.meter.evaluations}
-    with clock.time("report"):
-        oracle = settings.oracle and not deadline.passed(REFINE_SHARE)
-        measured = measure_contenders(evaluator, outcome, uniform, validation, oracle, reporter)
-    metrics = {**measured, **cost, "seconds": clock.seconds}
     exported = outcome.assignments[outcome.exported]
     bundle = make_bundle(
         evaluator.supernet,
@@ -153,12 +150,26 @@ def search_ptq(
         method="ptq",
         seed=seed,
         budget=None if module.steering is None else module.steering.record(exported),
-        metrics={name: measured[name] for name in ("searched", "best_uniform", "float")},
     )
+    tuned, network = None, None
+    if settings.repair is not None:
+        with clock.time("repair"):
+            tuned = _repair(model, bundle, evaluator, settings.repair, folder, seed, reporter)
+            network = apply_strategy(model, tuned).to(device)
+    with clock.time("report"):
+        oracle = settings.oracle and not deadline.passed(REFINE_SHARE)
+        measured = measure_contenders(evaluator, outcome, uniform, validation, oracle, reporter, network)
+    metrics = {**measured, **cost, "seconds": clock.seconds}
+    if tuned is not None and measured["searched"]["name"] == REPAIRED:
+        bundle = tuned
+    else:
+        network = None
+    kept = {name: measured[name] for name in ("searched", "best_uniform", "float")}
+    bundle = replace(bundle, strategy=bundle.strategy.with_metrics(kept))
     if folder is not None and rank() == 0:
         write_history(folder, module.history)
         write_json_atomic(folder / "metrics.json", metrics)
-        _record(folder, evaluator, outcome, module, settings, report_images)
+        _record(folder, evaluator, outcome, module, settings, report_images, network)
         # With the strategy a search counts as finished; the page can be made again at any time.
         bundle = bundle.save(folder)
         write_report([folder])
@@ -193,6 +204,22 @@ def _discretize(
         )
 
 
+def _repair(
+    model: nn.Module,
+    bundle: Bundle,
+    evaluator: Evaluator,
+    settings: RepairSettings,
+    folder: Path | None,
+    seed: int,
+    reporter: Reporter,
+) -> Bundle:
+    """On the inputs that were searched on: the selection part stays untouched."""
+    inputs = evaluator.samples.subset(evaluator.parts["search"])
+    place = folder if rank() == 0 else None
+    options: dict[str, Any] = {"seed": seed, "reporter": reporter, "device": evaluator.device}
+    return repair_strategy(model, bundle, inputs, settings, folder=place, **options).bundle
+
+
 def _record(
     folder: Path,
     evaluator: Evaluator,
@@ -200,13 +227,14 @@ def _record(
     module: PTQSearch,
     settings: PTQSettings,
     images: int,
+    network: nn.Module | None,
 ) -> None:
     evaluator.advance = lambda images: None
     module.trajectory.save(folder / TRAJECTORY_FILE)
     loss = settings.loss or evaluator.distance
     name = str(getattr(loss, "name", type(loss).__name__))
     with recomputing(evaluator.supernet, settings.recompute or ()):
-        found = record(evaluator, outcome, module.effects, name, images)
+        found = record(evaluator, outcome, module.effects, name, images, network)
     found.save(folder)
     if found.pictures:
         for number, example in enumerate(found.examples):

@@ -11,6 +11,7 @@ from dqss.errors import UserError
 from dqss.lit.schedules import MeanFieldSchedule, Schedule
 from dqss.lit.settling import Settling
 from dqss.losses import Distance, SearchLoss
+from dqss.repair import RepairSettings
 from dqss.uniform import FIRST_RUNG
 
 STEPS, EASY_STEPS, EASY_BITS = 1200, 300, 8
@@ -57,7 +58,11 @@ class PTQSettings:
             best of them meets the searched one on the selection part.
         oracle: measure every uniform strategy on the validation data, not only the finalists.
         budget: what the exported network may cost; None: whatever it takes.
-        max_minutes: limit on the wall clock; the best so far is exported.
+        equalize: first equalize the weights of layers that follow one another (arXiv 1906.04721); the
+            float network stays what it is.
+        repair: tune the exported strategy (learned rounding, biases), see :class:`dqss.RepairSettings`;
+            None: leave it.
+        max_minutes: limit on the wall clock; the best so far is exported. Repair comes on top.
         checkpoint_every: steps.
         discrete_every, discrete_images: how often, and on how many images, the
             history measures the discrete network (0: never).
@@ -78,6 +83,8 @@ class PTQSettings:
     finalists: int = 4
     oracle: bool = False
     budget: Budget | None = None
+    equalize: bool = False
+    repair: RepairSettings | None = None
     max_minutes: float | None = None
     checkpoint_every: int = 20
     discrete_every: int = 50
@@ -86,6 +93,9 @@ class PTQSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))  # a list where a file gave them
         object.__setattr__(self, "recompute", _patterns(self.recompute))
+        object.__setattr__(self, "repair", self.repair or None)  # an empty group of a file
+        if not isinstance(self.repair, RepairSettings | None):
+            raise UserError(f"method.repair={self.repair!r}: choose it as repair@method.repair=blocks")
         for name in _POSITIVE:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"method.{name}={getattr(self, name)!r}: expected a positive number")

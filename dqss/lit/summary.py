@@ -62,7 +62,8 @@ def print_result(console: Console, result: SearchResult | QATResult, folder: Pat
     console.print()
     part = "selection" if rows["float"]["validation"] is None else "validation"
     middle = "argmax" if isinstance(result, QATResult) else "best_uniform"
-    print_rows(console, rows, ("float", middle, "searched"), part)
+    before = ("unrepaired",) if rows.get("unrepaired") else ()
+    print_rows(console, rows, ("float", middle, *before, "searched"), part)
     if folder is not None:
         console.print(
             f"strategy in {folder}, with a page to look at: {REPORT_FILE}", soft_wrap=True, markup=False
@@ -103,6 +104,12 @@ def print_plan(
     supernet = evaluator.supernet
     limits_of(settings.budget, evaluator)  # refuses what no choice keeps
     _print_candidates(console, supernet)
+    if supernet.preparation:
+        each = sum(moments.products for moments in supernet.preparation) / len(evaluator.parts["search"])
+        console.print(
+            f"\nadaround: {len(supernet.preparation)} weights are fitted to inputs before the search, "
+            f"{each / 1e6:.0f} million multiply-accumulates an input"
+        )
     indices = evaluator.parts["search"][: evaluator.batch_size]
     with recomputing(supernet, settings.recompute or ()):
         evaluator.first_order(supernet.argmax(), "search", 1)  # compiles; that is paid once
@@ -117,6 +124,8 @@ def print_plan(
     codes = sum(q.bytes for q in supernet.quantizers() if isinstance(q, MixedWeight))
     console.print(f"\n{_counts(supernet)}, {uniform} uniform strategies")
     console.print(f"about {evaluations} evaluations, {minutes:.1f} minutes on this machine")
+    if settings.repair is not None and settings.repair.iterations:
+        console.print(f"repair comes on top: {settings.repair.iterations} iterations a block or layer")
     console.print(f"about {(memory + codes) / 2**20:.0f} MiB for inputs, weights and their candidates")
 
 
@@ -204,6 +213,7 @@ def _print_coverage(console: Console, coverage: Coverage) -> None:
         ("in float, as the search space says", coverage.skipped),
         ("weight only (read, never called)", coverage.weight_only),
         ("in float (never used by the inputs)", coverage.unused),
+        ("rounded to the nearest code only (adaround is not for such layers)", coverage.plain),
         *(("one weight, one decision", group) for group in coverage.tied),
         ("products of two activations in float (cannot be searched)", coverage.hidden_products),
     ):

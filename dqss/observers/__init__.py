@@ -6,6 +6,7 @@ import dataclasses
 
 from dqss.errors import SearchSpaceError, near_match
 from dqss.observers.aciq import ACIQGaussian, ACIQLaplace
+from dqss.observers.adaround import AdaRound
 from dqss.observers.base import Algorithm, BatchExtremes, Statistics
 from dqss.observers.entropy import Entropy
 from dqss.observers.hessian import Hessian
@@ -31,6 +32,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
         ACIQLaplace,
         Entropy,
         PowerOfTwo,
+        AdaRound,
     )
 }
 

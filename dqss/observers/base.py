@@ -188,11 +188,13 @@ class Algorithm(ABC):
         name: what candidates call it.
         needs_gradients: whether it reads ``Statistics.importance``.
         needs_batches: whether it reads ``Statistics.batches``.
+        needs_inputs: whether weights are rounded to fit the inputs of their layer, see :mod:`dqss.fitting`.
     """
 
     name: ClassVar[str]
     needs_gradients: ClassVar[bool] = False
     needs_batches: ClassVar[bool] = False
+    needs_inputs: ClassVar[bool] = False
 
     @abstractmethod
     def clip_range(self, stats: Statistics, spec: QuantSpec) -> tuple[Tensor, Tensor]:

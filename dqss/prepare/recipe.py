@@ -12,6 +12,7 @@ from torch import nn
 from dqss.attach import forbid_nested
 from dqss.calls import tensors_in
 from dqss.errors import ModelError, StrategyError, near_match
+from dqss.prepare.equalize import equalize
 from dqss.prepare.fold import fold_batch_norm
 from dqss.prepare.hashing import check_finite, combine, digests
 from dqss.prepare.modules import copy_model, unwrap, unwrap_children
@@ -40,7 +41,10 @@ STEPS: dict[str, Step] = {
     "reparameterize": _leaving(reparameterize),
     "unpack_attention": _leaving(unpack_attention),
     "fold_batch_norm": fold_batch_norm,
+    "equalize": equalize,
 }
+OPTIONAL = frozenset({"equalize"})
+"""Steps that are made only where they are asked for: the network could be searched without them."""
 _TOLERANCE = 2e-3  # of the whole: reparameterize alone may use half of it
 
 
@@ -51,8 +55,8 @@ class Prepared:
     Attributes:
         model: in eval mode; shares nothing with the user's network.
         recipe: the steps that changed something, in order: a name, then what it left out
-            (``"reparameterize -stem"``) or, for batch norms, what it folded
-            (``"fold_batch_norm conv1>bn1"``).
+            (``"reparameterize -stem"``) or what it did: batch norms that were folded
+            (``"fold_batch_norm conv1>bn1"``), chains that were equalized (``"equalize conv1>conv2"``).
         fingerprints: 16 hex digits for each tensor of the original network.
         weights_sha256: hash of all weights of the original network.
         notes: what was left as it is, and why.
@@ -118,6 +122,7 @@ def prepare(
     recipe: Sequence[str] | None = None,
     skip: Callable[[str], bool] = _nothing_skipped,
     without: Collection[str] = (),
+    optional: Collection[str] = (),
 ) -> Prepared:
     """Make the canonical float network that search, apply and export start from.
 
@@ -130,6 +135,7 @@ def prepare(
             their weight.
         without: steps that are left out where a recipe is to be found: training may want the batch
             norms where they are.
+        optional: steps of :data:`OPTIONAL` that are made too.
 
     Raises:
         NonFiniteError: for NaN or infinity in the weights, naming the tensors.
@@ -137,7 +143,7 @@ def prepare(
         StrategyError: for a step in ``recipe`` that this version does not know.
     """
     model = unwrap(model)
-    found = [(name, list[str]()) for name in STEPS if name not in without]
+    found = [(name, list[str]()) for name in STEPS if name not in {*without, *(OPTIONAL - set(optional))}]
     steps = found if recipe is None else _parse(recipe)
     work = _start(model, inputs, skip, replay=recipe is not None)
     done = []

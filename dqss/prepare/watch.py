@@ -116,7 +116,7 @@ class _Recorder:
         return leave
 
 
-def _shared_storage(model: nn.Module) -> Counter[int]:
+def shared_storage(model: nn.Module) -> Counter[int]:
     """How many parameters of the model's modules live at each address."""
     return Counter(
         p.data_ptr()
@@ -151,7 +151,7 @@ def find_pairs(work: Work) -> list[Pair]:
     finally:
         for handle in handles:
             handle.remove()
-    shared, pairs = _shared_storage(work.model), []
+    shared, pairs = shared_storage(work.model), []
     for norm_name, inputs in recorder.norm_inputs.items():
         if len(inputs) != 1 or inputs[0] is None:
             continue

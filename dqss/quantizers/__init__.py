@@ -24,6 +24,10 @@ LEARNED: dict[str, type[LearnedQuantizer]] = {
 }
 
 
+FITTED = frozenset(name for name, kind in STATIC.items() if kind.needs_inputs)
+"""Names of the algorithms that round weights to fit the inputs of their layer."""
+
+
 def learned_algorithms() -> tuple[str, ...]:
     """Names of the algorithms that learn, sorted."""
     return tuple(sorted(LEARNED))
@@ -47,6 +51,10 @@ def check(candidate: Candidate, role: Role) -> None:
             hint = near_match(candidate.algorithm, known)
             raise SearchSpaceError(
                 f"unknown algorithm {candidate.algorithm!r}{hint}; known: {', '.join(known)}"
+            )
+        if STATIC[candidate.algorithm].needs_inputs and role is not Role.WEIGHT:
+            raise SearchSpaceError(
+                f"{candidate.title} for {role.value}s: {candidate.algorithm} is for weights"
             )
         return
     for key in candidate.kwargs:
@@ -72,6 +80,7 @@ def build(candidate: Candidate, channels: int, role: Role = Role.ACTIVATION) -> 
 
 
 __all__ = [
+    "FITTED",
     "LEARNED",
     "LearnedQuantizer",
     "Quantizer",

@@ -29,6 +29,9 @@ class Quantizer(KeepsPrecision, ABC):
     needs_batches = False
     """Whether :meth:`calibrate` makes use of ``Statistics.batches``."""
 
+    needs_inputs = False
+    """Whether weights are rounded to fit the inputs of their layer, see :mod:`dqss.fitting`."""
+
     def __init__(self, candidate: Candidate, channels: int) -> None:
         super().__init__()
         self.candidate = candidate

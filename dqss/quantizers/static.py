@@ -25,6 +25,7 @@ class StaticQuantizer(Quantizer):
         self.formula = self.fixed = FixedGrid.of(candidate.spec)
         self.needs_gradients = self.algorithm.needs_gradients
         self.needs_batches = self.algorithm.needs_batches
+        self.needs_inputs = self.algorithm.needs_inputs
         self.register_buffer("scale", torch.ones(channels))
         self.register_buffer("zero_point", torch.zeros(channels))
 

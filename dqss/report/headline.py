@@ -16,6 +16,8 @@ ROWS = {
     "float": "float",
     "best_uniform": "best uniform",
     "searched": "searched",
+    "unrepaired": "searched, before the repair",
+    "repaired": "repaired",
     "argmax": "argmax, before the refinement",
     "refined": "refined",
     "oracle_uniform": "uniform, chosen on the validation data",

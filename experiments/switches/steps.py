@@ -11,9 +11,10 @@ from statistics import median
 
 import torch
 
+from dqss.blocks import AUTO
 from dqss.lit.schedules import MeanFieldSchedule
 from dqss.lit.settling import Settled, Settling
-from dqss.recompute import AUTO, recomputing
+from dqss.recompute import recomputing
 from dqss.search_spaces.studies import eight
 from experiments.benchmarks import memory
 from experiments.benchmarks.measure import Row

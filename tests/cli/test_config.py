@@ -16,6 +16,7 @@ from dqss.lit.settings import PTQSettings
 from dqss.lit.super_resolution_recipe import SuperResolutionRecipe
 from dqss.lit.train import ClassifierRecipe
 from dqss.models import LoadedModel
+from dqss.repair import RepairSettings
 from dqss.search import settings_of
 from dqss.space import SearchSpace
 
@@ -34,6 +35,11 @@ KINDS = {
 }
 TRAINING = {"rlfn_x2"}
 """Experiments for ``python -m dqss.train``."""
+REPAIRS = {
+    "none": None,
+    "blocks": RepairSettings(),
+    "layers": RepairSettings(blocks=(), drop=0.0, float_inputs=0.0),
+}
 METHODS = {"ptq": PTQSettings, "ptq_fast": PTQSettings, "qat": QATSettings, "bilevel": QATSettings}
 
 
@@ -62,16 +68,18 @@ def test_experiments_compose(name: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), CHOICES)
 def test_group_options_make_what_they_say(group: str, option: str) -> None:
-    place = {"schedule": "schedule@method.schedule"}.get(group, group)
+    place = f"{group}@method.{group}" if group in ("schedule", "repair") else group
     command = "train" if group == "recipe" else "search"
     found = config(f"{place}={option}", *NEEDED.get((group, option), []), name=command)
     OmegaConf.resolve(found)
     if group in KINDS:
         assert isinstance(cli.make(found[group], group), KINDS[group])
-    elif group in ("method", "schedule"):
+    elif group in ("method", "schedule", "repair"):
         settings = settings_of(found.method)
         assert isinstance(settings, METHODS[option] if group == "method" else PTQSettings)
         assert isinstance(settings.schedule, Schedule)
+        if group == "repair":
+            assert isinstance(settings, PTQSettings) and settings.repair == REPAIRS[option]
     elif found[group] and "_target_" in found[group]:
         cli._check(OmegaConf.to_container(found[group]), group)
 

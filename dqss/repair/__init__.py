@@ -1,0 +1,7 @@
+"""What makes a strategy better without another choice: learned rounding and steps, corrected biases."""
+
+from dqss.repair.reconstruct import UnitErrors
+from dqss.repair.repair import Repaired, repair_strategy
+from dqss.repair.settings import RepairSettings
+
+__all__ = ["RepairSettings", "Repaired", "UnitErrors", "repair_strategy"]

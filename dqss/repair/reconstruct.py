@@ -1,0 +1,265 @@
+"""One unit, tuned until its output is that of the float network as nearly as rounding allows.
+
+Rounding is soft while it is learned, and pulled to up or down in the end (AdaRound, arXiv 2004.10568);
+all layers of a block learn together against the block's output (BRECQ, arXiv 2102.05426), while
+activations are quantized at random (QDrop, arXiv 2203.05740).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from math import cos, pi
+
+import torch
+from torch import Tensor, nn
+
+from dqss.attach import INPUT_QUANTIZER, attach_weight, detach_weight
+from dqss.errors import NonFiniteError
+from dqss.mixing import Codes, Grid
+from dqss.quantizers import Quantizer
+from dqss.repair.dropping import DroppingQuantizer
+from dqss.repair.rounding import SoftRounding, regularizer
+from dqss.repair.settings import RepairSettings
+from dqss.repair.units import Unit
+
+BETA = (20.0, 2.0)
+"""Of the regularizer, from the end of the warm-up to the last iteration (AdaRound, section 4)."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a unit is given and should give, a row each.
+
+    Attributes:
+        quantized: its input in the quantized network, ``[R, ...]``.
+        exact: its input in the float network; None where none of it is used.
+        wanted: its output in the float network.
+        learned: rows ``[:learned]`` are for learning, the others are held out.
+    """
+
+    quantized: Tensor
+    exact: Tensor | None
+    wanted: Tensor
+    learned: int
+
+
+@dataclass(frozen=True)
+class UnitErrors:
+    """Mean squared error of a unit's output over the mean square of what it should be.
+
+    Attributes:
+        learned, held_out: before and after, on the rows that were learned from and on the others
+            (zeros where there are none).
+        changed: share of the weights that are not rounded to the nearest code.
+        kept: whether the result is used; otherwise the unit is left as it was.
+    """
+
+    learned: tuple[float, float]
+    held_out: tuple[float, float]
+    changed: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was learned of a unit.
+
+    Attributes:
+        codes: integer codes by layer.
+        scales: steps ``[C]`` of the inputs of layers, where they learned.
+        errors: before and after.
+    """
+
+    codes: dict[str, Tensor] = field(default_factory=dict)
+    scales: dict[str, Tensor] = field(default_factory=dict)
+    errors: UnitErrors | None = None
+
+
+class Reconstruction:
+    """Of one unit.
+
+    Args:
+        network: the quantized one: fixed, frozen, in ``eval()``; the unit in it is changed in place.
+        unit: which.
+        weights: float weight and grid of each of its layers.
+        settings: how.
+        seed: of batches and chances, with the unit's name.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        unit: Unit,
+        weights: Mapping[str, tuple[Tensor, Grid]],
+        settings: RepairSettings,
+        seed: int,
+    ) -> None:
+        self.network, self.unit, self.weights, self.settings = network, unit, dict(weights), settings
+        digest = hashlib.sha256(f"{seed}/{unit.name}".encode()).digest()
+        self.generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        self.device = next(iter(self.weights.values()))[0].device
+
+    def run(self, data: Data, advance: Callable[[], None] = lambda: None) -> Found:
+        """Learn, round for good, and keep that if it is better on what was held out.
+
+        Raises:
+            NonFiniteError: where the unit's error is NaN or infinite.
+        """
+        before = self.errors(data)
+        if not all(torch.isfinite(torch.tensor(before))):
+            raise NonFiniteError(f"repair: the error of {self.unit.name!r} is {before[0]} before it is tuned")
+        found = self._learn(data, before[0], advance)
+        earlier = self._put(found)
+        after = self.errors(data)
+        judge = 1 if data.learned < len(data.wanted) else 0
+        kept = after[judge] < before[judge]
+        changed = self._changed(found)
+        if not kept:
+            earlier()
+        errors = UnitErrors((before[0], after[0]), (before[1], after[1]), changed if kept else 0.0, kept)
+        return Found(found.codes if kept else {}, found.scales if kept else {}, errors)
+
+    def put(self, found: Found) -> None:
+        """Use what was found earlier."""
+        self._put(found)
+
+    @torch.no_grad()
+    def errors(self, data: Data) -> tuple[float, float]:
+        """Of the unit as it stands: relative squared error on learned and on held-out rows."""
+        sums = [[0.0, 0.0], [0.0, 0.0]]
+        for held, rows in enumerate((range(data.learned), range(data.learned, len(data.wanted)))):
+            for start in range(rows.start, rows.stop, 4 * self.settings.batch_size):
+                run = slice(start, min(start + 4 * self.settings.batch_size, rows.stop))
+                wanted = data.wanted[run].to(self.device)
+                # A copy: a unit may begin with a ReLU in place.
+                output = self.unit.run(self.network, data.quantized[run].to(self.device, copy=True))
+                sums[held][0] += float((output.float() - wanted).double().square().sum())
+                sums[held][1] += float(wanted.double().square().sum())
+        learned, held_out = (error / size if size > 0 else error for error, size in sums)
+        return learned, held_out
+
+    def _learn(self, data: Data, scale: float, advance: Callable[[], None]) -> Found:
+        settings = self.settings
+        # Errors count in units of what they are with plain rounding, whatever the unit is made of.
+        unit_size = scale * self._mean_square(data.wanted[: data.learned]) or 1.0
+        with self._soft() as (roundings, steps), torch.enable_grad():
+            count = sum(soft.v.numel() for soft in roundings.values())
+            groups = [{"params": [soft.v for soft in roundings.values()], "lr": settings.learning_rate}]
+            learning = [step.shift for step in steps.values() if step.learn]
+            if learning:
+                groups.append({"params": learning, "lr": settings.step_learning_rate})
+            optimizer = torch.optim.Adam(groups)
+            for iteration, rows in enumerate(self._batches(data.learned)):
+                progress = iteration / max(settings.iterations, 1)
+                if learning:
+                    optimizer.param_groups[1]["lr"] = (
+                        settings.step_learning_rate * (1 + cos(pi * progress)) / 2
+                    )
+                output = self.unit.run(self.network, self._inputs(data, rows))
+                wanted = data.wanted[rows].to(self.device)
+                loss = (output.float() - wanted).square().mean() / unit_size
+                if progress >= settings.warmup:
+                    beta = _beta((progress - settings.warmup) / max(1 - settings.warmup, 1e-9))
+                    parts = [regularizer(soft.h(), beta) * soft.v.numel() for soft in roundings.values()]
+                    loss = loss + settings.regularization * sum(parts) / count
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                advance()
+            codes = {name: soft.codes().integers.cpu() for name, soft in roundings.items()}
+            scales = {name: step.scale().detach().cpu() for name, step in steps.items() if step.learn}
+        return Found(codes, scales)
+
+    def _mean_square(self, rows: Tensor) -> float:
+        """In runs: the rows may be on disk."""
+        runs = torch.split(rows, 4 * self.settings.batch_size)
+        return sum(float(run.double().square().sum()) for run in runs) / rows.numel()
+
+    def _inputs(self, data: Data, rows: Tensor) -> Tensor:
+        """Quantized and float inputs, mixed value by value."""
+        x = data.quantized[rows]
+        if data.exact is not None and self.settings.float_inputs > 0:
+            chosen = torch.empty(x.shape, dtype=torch.bool)
+            chosen.bernoulli_(self.settings.float_inputs, generator=self.generator)
+            x = torch.where(chosen, data.exact[rows], x)
+        return x.to(self.device)
+
+    def _batches(self, count: int) -> Iterator[Tensor]:
+        """Rows of each iteration: a permutation after the other."""
+        size = min(self.settings.batch_size, count)
+        left = torch.empty(0, dtype=torch.int64)
+        for _ in range(self.settings.iterations):
+            if len(left) < size:
+                left = torch.cat([left, torch.randperm(count, generator=self.generator)])
+            yield left[:size]
+            left = left[size:]
+
+    @contextmanager
+    def _soft(self) -> Iterator[tuple[dict[str, SoftRounding], dict[str, DroppingQuantizer]]]:
+        """Soft roundings and dropping quantizers in the place of what is there."""
+        roundings, steps = {}, {}
+        with ExitStack() as stack:
+            for name, quantizer in self._input_quantizers().items():
+                layer = self.network.get_submodule(name)
+                learn = self.settings.learn_steps and self.settings.drop < 1
+                step = DroppingQuantizer(quantizer, self.settings.drop, learn, self.generator)
+                setattr(layer, INPUT_QUANTIZER, step.to(self.device))
+                stack.callback(setattr, layer, INPUT_QUANTIZER, quantizer)
+                steps[name] = step
+            for name, (weight, grid) in self.weights.items():
+                layer = self.network.get_submodule(name)
+                roundings[name] = SoftRounding(weight, grid).to(self.device)
+                attach_weight(layer, roundings[name])
+                stack.callback(detach_weight, layer)
+            yield roundings, steps
+
+    def _input_quantizers(self) -> dict[str, Quantizer]:
+        """Of all layers inside, whether their weights are reconstructed or not."""
+        found = {}
+        for root in self.unit.modules:
+            for name, module in self.network.get_submodule(root).named_modules(prefix=root):
+                quantizer = getattr(module, INPUT_QUANTIZER, None)
+                if isinstance(quantizer, Quantizer):
+                    found[name] = quantizer
+        return found
+
+    @torch.no_grad()
+    def _put(self, found: Found) -> Callable[[], None]:
+        """Put codes and scales into the network; gives back what undoes it."""
+        quantizers = self._input_quantizers()
+        weights = {name: self.network.get_submodule(name).weight for name in found.codes}
+        grids = {name: quantizers[name].grid() for name in found.scales}
+        before = {name: (grid.scale.clone(), grid.zero_point.clone()) for name, grid in grids.items()}
+        for name, integers in found.codes.items():
+            weight, grid = self.weights[name]
+            codes = Codes(integers.to(self.device), grid)
+            values = codes.dequantize().to(weight.dtype)
+            self.network.get_submodule(name).weight = nn.Parameter(values, requires_grad=False)
+        for name, scale in found.scales.items():
+            quantizers[name].load_grid(scale, before[name][1])
+
+        def undo() -> None:
+            for name, weight in weights.items():
+                self.network.get_submodule(name).weight = weight
+            for name, grid in before.items():
+                quantizers[name].load_grid(*grid)
+
+        return undo
+
+    def _changed(self, found: Found) -> float:
+        total = changed = 0
+        for name, integers in found.codes.items():
+            weight, grid = self.weights[name]
+            nearest = Codes.of(weight, grid).integers.cpu()
+            changed += int((nearest != integers).sum())
+            total += integers.numel()
+        return changed / max(total, 1)
+
+
+def _beta(progress: float) -> float:
+    """Falls by a cosine, as the authors' own code has it: long high, long low."""
+    high, low = BETA
+    return low + (high - low) * (1 + cos(pi * progress)) / 2

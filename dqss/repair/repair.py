@@ -1,0 +1,301 @@
+"""From a strategy to the same strategy with its roundings, steps and biases tuned."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dqss.apply import apply_strategy, prepared_network, weight_codes
+from dqss.bundle import Bundle
+from dqss.choice import TensorChoice
+from dqss.errors import DataError
+from dqss.measure import batches, home, to_device
+from dqss.mixing import Grid
+from dqss.progress import Reporter
+from dqss.repair.bias import correct_biases
+from dqss.repair.cache import Rows, Store
+from dqss.repair.keeping import Kept
+from dqss.repair.reconstruct import Data, Found, Reconstruction, UnitErrors
+from dqss.repair.settings import RepairSettings
+from dqss.repair.units import Unit, capturing, find_units
+from dqss.samples import Samples, inputs_sha256
+
+BATCH = 32
+"""Inputs at a time, forward alone."""
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What :func:`repair_strategy` made.
+
+    Attributes:
+        bundle: the strategy with its tuned tensors.
+        errors: of each block or layer that was reconstructed, by its name, in the order of the network.
+        left: names of the layers whose rounding stayed as it was: with a weight that others share, or
+            not called once with one tensor.
+    """
+
+    bundle: Bundle
+    errors: dict[str, UnitErrors]
+    left: list[str]
+
+
+def repair_strategy(
+    model: nn.Module,
+    bundle: Bundle,
+    inputs: Samples | Tensor | Iterable[Any],
+    settings: RepairSettings | None = None,
+    *,
+    folder: Path | None = None,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+    device: torch.device | None = None,
+    force: bool = False,
+) -> Repaired:
+    """Tune a strategy on unlabelled inputs: rounding, activation steps, biases.
+
+    The choices stay: algorithms, bits and grids. Blocks are reconstructed one after the other in the
+    order in which they run (arXiv 2004.10568, 2102.05426, 2203.05740), each fed by the network as tuned
+    so far; then biases are corrected (arXiv 1906.04721), as ``settings`` say.
+
+    Args:
+        model: the trained float network, as it was given to the search; it is not changed.
+        bundle: from :func:`dqss.load` or a search.
+        inputs: as the search takes them, all of one size.
+        settings: see :class:`RepairSettings`.
+        folder: the run folder; finished blocks are kept below it and not repeated after an interruption.
+        seed: of batches and chances.
+        reporter: progress; silent by default.
+        device: where to work; None: where the model is.
+        force: also for other weights than were searched.
+
+    Returns:
+        The new strategy, and the error of every block before and after.
+
+    Raises:
+        UserError: for blocks that are not there, another model, or inputs of several sizes.
+    """
+    settings, reporter = settings or RepairSettings(), reporter or Reporter()
+    samples = inputs if isinstance(inputs, Samples) else Samples.of(inputs)
+    if not samples.uniform:
+        raise DataError("repair: the inputs differ in shape: give inputs of one size")
+    work = _Work(model, bundle, samples, settings, folder, seed, reporter, device, force)
+    if settings.iterations > 0:
+        work.reconstruct()
+    if settings.bias_correction:
+        work.correct()
+    return Repaired(work.result(), work.errors, work.left)
+
+
+class _Work:
+    """The two networks side by side, and what was found so far."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bundle: Bundle,
+        samples: Samples,
+        settings: RepairSettings,
+        folder: Path | None,
+        seed: int,
+        reporter: Reporter,
+        device: torch.device | None,
+        force: bool,
+    ) -> None:
+        self.bundle, self.samples, self.settings = bundle, samples, settings
+        self.folder, self.seed, self.reporter = folder, seed, reporter
+        self.device = device or home(model)
+        self.quantized = apply_strategy(model, bundle, force=force).to(self.device)
+        self.exact = prepared_network(model, bundle).eval().requires_grad_(False).to(self.device)
+        self.found: dict[str, Found] = {}
+        self.errors: dict[str, UnitErrors] = {}
+        self.biases: dict[str, Tensor] = {}
+        self.left: list[str] = []
+
+    def batches(self) -> Iterator[Any]:
+        """All inputs, from the first one on."""
+        for run in batches(range(len(self.samples)), BATCH):
+            yield to_device(self.samples.batch(run), self.device)
+
+    # -- reconstruction -----------------------------------------------------------------------
+
+    def reconstruct(self) -> None:
+        """Unit by unit; those that were finished in an earlier run are taken from there."""
+        weights = self._weights()
+        example = to_device(self.samples.batch(range(min(2, len(self.samples)))), self.device)
+        units, left = find_units(self.exact, list(weights), self.settings.blocks, example)
+        chosen = [name for name, layer in self.bundle.strategy.layers.items() if layer.weight is not None]
+        self.left = [name for name in chosen if name not in weights or name in left]
+        kept = Kept(self.folder, self._identity())
+        place = None if self.folder is None else self.folder
+        with (
+            closing(Store(self.settings.cache_mb * 2**20, place)) as store,
+            self.reporter.stage("repair", len(units) * self.settings.iterations) as stage,
+        ):
+            feed = _Feed(self, store)
+            for position, unit in enumerate(units):
+                own = {name: weights[name] for name in unit.layers}
+                task = Reconstruction(self.quantized, unit, own, self.settings, self.seed)
+                found = kept.get(position, unit)
+                if found is None:
+                    found = task.run(feed.data(unit), stage.advance)
+                    kept.put(position, unit, found)
+                else:
+                    task.put(found)
+                    stage.advance(self.settings.iterations)
+                assert found.errors is not None
+                self.found[unit.name], self.errors[unit.name] = found, found.errors
+                self.reporter.say(_told(unit, found.errors, position, len(units)))
+
+    def _weights(self) -> dict[str, tuple[Tensor, Grid]]:
+        """Float weight and grid of every layer that can be rounded by itself."""
+        modules = dict(self.exact.named_modules())
+        count = Counter(id(p) for m in modules.values() for p in m._parameters.values() if p is not None)
+        found = {}
+        for name, layer in self.bundle.strategy.layers.items():
+            if layer.weight is None:
+                continue
+            weight: Tensor = modules[name].weight
+            if count[id(weight)] == 1:
+                found[name] = (weight, weight_codes(self.bundle, name, weight).grid)
+        return found
+
+    def _identity(self) -> str:
+        """Of everything that the reconstruction depends on."""
+        settings = replace(self.settings, bias_correction=False, cache_mb=0)
+        digest = hashlib.sha256(f"{self.seed} {settings!r} {inputs_sha256(self.samples)}".encode())
+        strategy = self.bundle.strategy
+        digest.update(strategy.model.weights_sha256.encode())
+        digest.update(repr([(n, r, c.candidate()) for n, r, c in strategy.choices()]).encode())
+        for key in sorted(self.bundle.tensors):
+            digest.update(key.encode())
+            digest.update(self.bundle.tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    # -- bias correction ----------------------------------------------------------------------
+
+    def correct(self) -> None:
+        """The biases of all layers whose weight or input is quantized."""
+        layers = [
+            name for name, layer in self.bundle.strategy.layers.items() if layer.weight or layer.activation
+        ]
+        with self.reporter.stage("biases", len(layers)) as stage:
+            self.biases, left = correct_biases(
+                self.exact, self.quantized, layers, self.batches, stage.advance
+            )
+        if left:
+            self.reporter.say(f"biases left alone, of layers that are not called once: {', '.join(left)}")
+
+    # -- result -------------------------------------------------------------------------------
+
+    def result(self) -> Bundle:
+        """The strategy with what was found in its tensors."""
+        tensors = dict(self.bundle.tensors)
+        codes = {name: c for found in self.found.values() for name, c in found.codes.items()}
+        scales = {name: s for found in self.found.values() for name, s in found.scales.items()}
+        tensors |= {f"{name}.weight.codes": value for name, value in codes.items()}
+        tensors |= {f"{name}.activation.scale": value for name, value in scales.items()}
+        tensors |= {f"{name}.bias": value for name, value in self.biases.items()}
+        layers = {}
+        for name, layer in self.bundle.strategy.layers.items():
+            layers[name] = layer.model_copy(
+                update={
+                    "weight": _tuned(layer.weight, name in codes),
+                    "activation": _tuned(layer.activation, name in scales),
+                    "bias_corrected": layer.bias_corrected or name in self.biases,
+                }
+            )
+        record = {
+            "settings": {**asdict(self.settings), "blocks": list(self.settings.blocks)},
+            "seed": self.seed,
+            "inputs": len(self.samples),
+            "blocks": {name: _plain(errors) for name, errors in self.errors.items()},
+            "left": self.left,
+        }
+        strategy = self.bundle.strategy.model_copy(update={"layers": layers, "repair": record})
+        return Bundle(strategy.model_copy(update={"tensors_sha256": None}), tensors)
+
+
+class _Feed:
+    """Inputs and outputs of one unit after the other; what a unit gave is what the next one gets."""
+
+    def __init__(self, work: _Work, store: Store) -> None:
+        self.work, self.store = work, store
+        self.last: tuple[Unit, Data] | None = None
+
+    def data(self, unit: Unit) -> Data:
+        """Of ``unit``; the unit before it must be tuned for good."""
+        work, last = self.work, self.last
+        mixed = work.settings.float_inputs > 0
+        if last is not None and unit.follows == last[0].name:
+            quantized, exact = self._through(*last), last[1].wanted
+            wanted = self._through_exact(unit, exact)
+            self._free(last[1].quantized, last[1].exact, None if mixed else exact)
+        else:
+            if last is not None:
+                self._free(last[1].quantized, last[1].exact, last[1].wanted)
+            quantized = self._collect(work.quantized, unit, True, False)[0]
+            exact, wanted = self._collect(work.exact, unit, mixed, True)
+        count = len(work.samples)
+        held = max(1, round(work.settings.held_out * count)) if work.settings.held_out > 0 else 0
+        learned = (count - min(held, count - 1)) * (len(wanted) // count)
+        data = Data(quantized, exact if mixed else None, wanted, learned)
+        self.last = unit, data
+        return data
+
+    @torch.no_grad()
+    def _collect(self, network: nn.Module, unit: Unit, given: bool, made: bool) -> tuple[Any, Any]:
+        count = len(self.work.samples)
+        inputs, outputs = Rows(self.store, count), Rows(self.store, count)
+        size = 0
+
+        def keep(rows: Rows) -> Any:
+            return lambda tensor: rows.add(tensor, size)
+
+        chosen = (keep(inputs) if given else None, keep(outputs) if made else None)
+        with capturing(network, unit, *chosen) as run:
+            for indices in batches(range(count), BATCH):
+                size = len(indices)
+                run(to_device(self.work.samples.batch(indices), self.work.device))
+        return inputs.tensor if given else None, outputs.tensor if made else None
+
+    @torch.no_grad()
+    def _through(self, unit: Unit, data: Data) -> Tensor:
+        return self._run(self.work.quantized, unit, data.quantized)
+
+    @torch.no_grad()
+    def _through_exact(self, unit: Unit, rows: Tensor) -> Tensor:
+        return self._run(self.work.exact, unit, rows)
+
+    def _run(self, network: nn.Module, unit: Unit, rows: Tensor) -> Tensor:
+        made = Rows(self.store, len(rows))
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH].to(self.work.device, copy=True)
+            made.add(unit.run(network, batch), len(batch))
+        return made.tensor
+
+    def _free(self, *tensors: Tensor | None) -> None:
+        for tensor in tensors:
+            self.store.free(tensor)
+
+
+def _tuned(choice: TensorChoice | None, now: bool) -> TensorChoice | None:
+    return choice.model_copy(update={"tuned": True}) if choice is not None and now else choice
+
+
+def _plain(errors: UnitErrors) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(errors).items()}
+
+
+def _told(unit: Unit, errors: UnitErrors, position: int, count: int) -> str:
+    before, after = errors.held_out if any(errors.held_out) else errors.learned
+    what = f"{before:.3g} -> {after:.3g}" if errors.kept else f"{before:.3g}, not better and left as it was"
+    return f"repaired {position + 1}/{count} {unit.name}: relative error on held-out inputs {what}"

@@ -1,0 +1,88 @@
+"""Rounding that is learned: up or down for each weight, by a soft variable (AdaRound, arXiv 2004.10568)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dqss.functional import dequantize, quantize
+from dqss.mixing import Codes, Grid
+
+ZETA, GAMMA = 1.1, -0.1
+"""Ends of the stretched sigmoid of eq. 23."""
+
+
+def rectified_sigmoid(v: Tensor) -> Tensor:
+    """``clip(sigmoid(v) (zeta - gamma) + gamma, 0, 1)``: eq. 23, which reaches both ends."""
+    return torch.clamp(torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA, 0.0, 1.0)
+
+
+def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
+    """The v of which :func:`rectified_sigmoid` makes ``h``, which lies in [0, 1]."""
+    return -torch.log((ZETA - GAMMA) / (h - GAMMA) - 1)
+
+
+def regularizer(h: Tensor, beta: float) -> Tensor:
+    """``mean(1 - |2 h - 1|^beta)``: eq. 24, 1 where all is undecided and 0 where all is decided.
+
+    The paper sums; a mean does not depend on the size of the weight.
+    """
+    return (1 - (2 * h - 1).abs().pow(beta)).mean()
+
+
+class SoftRounding(nn.Module):
+    """A weight between its two neighbouring codes; used as the parametrization of the float weight.
+
+    It starts at the float weight itself (where that is not clipped), and ends at one of the two
+    codes that :meth:`codes` names.
+
+    Args:
+        weight: float.
+        grid: where it is rounded to.
+
+    Attributes:
+        v: the soft variables, in the weight's shape.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    floor: Tensor
+
+    def __init__(self, weight: Tensor, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+        scale, zero_point = (part.to(weight.device) for part in grid.shaped(weight.shape))
+        places = weight.detach().to(torch.float32) / scale
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+        self.register_buffer("floor", torch.floor(places))
+        self.v = nn.Parameter(inverse_rectified_sigmoid(places - self.floor))
+
+    def h(self) -> Tensor:
+        """How far up each weight is, in [0, 1]."""
+        return rectified_sigmoid(self.v)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight as it stands, softly rounded; differentiable in :attr:`v`."""
+        spec = self.grid.spec
+        codes = torch.clamp(self.floor + self.h() + self.zero_point, spec.qmin, spec.qmax)
+        return dequantize(codes, self.scale, self.zero_point).to(weight.dtype)
+
+    @torch.no_grad()
+    def codes(self) -> Codes:
+        """Each weight at the nearer one of its two codes."""
+        spec = self.grid.spec
+        codes = self.floor + (self.h() >= 0.5) + self.zero_point
+        return Codes.from_integers(torch.clamp(codes, spec.qmin, spec.qmax), self.grid)
+
+    @torch.no_grad()
+    def changed(self, weight: Tensor) -> float:
+        """Share of the weights that are not at their nearest code."""
+        nearest = quantize(weight, self.scale, self.zero_point, self.grid.spec)
+        return float((nearest != self.codes().integers.to(nearest)).float().mean())
+
+    @torch.no_grad()
+    def undecided(self) -> float:
+        """Share of the weights whose soft variable has reached neither end."""
+        h = self.h()
+        return float(((h > 0.01) & (h < 0.99)).float().mean())

@@ -1,0 +1,68 @@
+"""What is tuned after a search, and how hard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dqss.blocks import AUTO
+from dqss.errors import UserError
+
+_SHARES = ("drop", "float_inputs", "held_out", "warmup")
+
+
+@dataclass(frozen=True)
+class RepairSettings:
+    """Settings of :func:`dqss.repair_strategy`; the group ``repair`` of the configuration.
+
+    Attributes:
+        blocks: patterns of modules that are reconstructed as one (BRECQ, arXiv 2102.05426), or
+            ``auto`` for those that the network repeats; every layer outside is reconstructed by
+            itself. None at all: each layer by itself (AdaRound, arXiv 2004.10568).
+        iterations: for each block; 0: no reconstruction.
+        batch_size: inputs an iteration.
+        learning_rate: of the soft roundings (Adam).
+        regularization: weight of the term that pulls roundings to up or down, where the error of the
+            block is counted in units of what it was with plain rounding.
+        warmup: share of the iterations before that term sets in.
+        drop: chance that an activation inside the block stays in float (QDrop, arXiv 2203.05740);
+            0: all are quantized, 1: none.
+        float_inputs: share of the block's input values that come from the float network and not from
+            the quantized one before it (QDrop takes half, AdaRound and BRECQ none).
+        learn_steps: the steps of the activations learn too.
+        step_learning_rate: of their logarithms (Adam).
+        held_out: share of the inputs that no iteration sees: a block is left as it was where its error
+            on them does not fall.
+        bias_correction: afterwards, move the mean of every layer's output to what it is in the float
+            network (arXiv 1906.04721, section 4.2, empirically).
+        cache_mb: memory for cached inputs and outputs of blocks, in MiB; what goes beyond is on disk.
+    """
+
+    blocks: Sequence[str] = (AUTO,)
+    iterations: int = 500
+    batch_size: int = 32
+    learning_rate: float = 0.01
+    regularization: float = 1.0
+    warmup: float = 0.2
+    drop: float = 0.5
+    float_inputs: float = 0.5
+    learn_steps: bool = False
+    step_learning_rate: float = 0.002
+    held_out: float = 0.125
+    bias_correction: bool = False
+    cache_mb: float = 2048
+
+    def __post_init__(self) -> None:
+        blocks = (self.blocks,) if isinstance(self.blocks, str) else tuple(self.blocks or ())
+        object.__setattr__(self, "blocks", blocks)
+        for name in ("batch_size", "learning_rate", "step_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"repair.{name}={getattr(self, name)!r}: expected a positive number")
+        for name in ("iterations", "regularization", "cache_mb"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"repair.{name}={getattr(self, name)!r}: expected 0 or more")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"repair.{name}={getattr(self, name)!r}: expected a share from 0 to 1")
+        if self.held_out == 1:
+            raise UserError("repair.held_out=1: leaves no inputs to learn from")

@@ -1,0 +1,91 @@
+"""Soft rounding against the formulas of arXiv 2004.10568, written again with numpy and math."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dqss.functional import choose_qparams, fake_quantize
+from dqss.mixing import Codes, Grid
+from dqss.repair.rounding import (
+    SoftRounding,
+    inverse_rectified_sigmoid,
+    rectified_sigmoid,
+    regularizer,
+)
+from dqss.spec import PerChannel, QuantSpec
+
+SPECS = [QuantSpec(bits, symmetric, PerChannel(0)) for bits in (2, 3, 4, 8) for symmetric in (True, False)]
+
+
+def soft(spec: QuantSpec, share: float = 1.0, seed: int = 0) -> tuple[torch.Tensor, SoftRounding]:
+    """A random weight; with a smaller ``share`` of its range on the grid the rest is clipped."""
+    weight = torch.randn(6, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
+    rows = weight.flatten(1)
+    scale, zero_point = choose_qparams(rows.amin(1) * share, rows.amax(1) * share, spec)
+    return weight, SoftRounding(weight, Grid(scale, zero_point, spec))
+
+
+def test_rectified_sigmoid_is_equation_23() -> None:
+    v = np.linspace(-8, 8, 401)
+    wanted = np.minimum(1, np.maximum(0, 1 / (1 + np.exp(-v)) * (1.1 + 0.1) - 0.1))
+    np.testing.assert_allclose(rectified_sigmoid(torch.from_numpy(v)).numpy(), wanted, atol=1e-12)
+    # Both ends are reached exactly, which no sigmoid does.
+    assert rectified_sigmoid(torch.tensor([-4.0, 4.0])).tolist() == [0.0, 1.0]
+
+
+@given(st.floats(0, 1))
+def test_its_inverse(h: float) -> None:
+    back = rectified_sigmoid(inverse_rectified_sigmoid(torch.tensor(h, dtype=torch.float64)))
+    assert float(back) == pytest.approx(h, abs=1e-9)
+
+
+@pytest.mark.parametrize("beta", [2.0, 7.3, 20.0])
+def test_regularizer_is_equation_24(beta: float) -> None:
+    h = [0.0, 0.1, 0.5, 0.77, 1.0]
+    wanted = sum(1 - abs(2 * one - 1) ** beta for one in h) / len(h)
+    assert float(regularizer(torch.tensor(h, dtype=torch.float64), beta)) == pytest.approx(wanted)
+    assert float(regularizer(torch.tensor([0.0, 1.0]), beta)) == 0
+    assert math.isclose(float(regularizer(torch.tensor([0.5]), beta)), 1)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.bits} {spec.scheme}")
+def test_it_starts_at_the_float_weight_and_rounds_to_the_nearest(spec: QuantSpec) -> None:
+    weight, rounding = soft(spec)
+    inside = (weight >= rounding.scale * (spec.qmin - rounding.zero_point)) & (
+        weight <= rounding.scale * (spec.qmax - rounding.zero_point)
+    )
+    assert inside.float().mean() > 0.9
+    torch.testing.assert_close(rounding(weight)[inside], weight[inside], atol=1e-5, rtol=1e-5)
+    nearest = fake_quantize(weight, rounding.scale, rounding.zero_point, spec)
+    assert torch.equal(rounding.codes().dequantize(), nearest)
+    assert rounding.changed(weight) == 0
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.bits} {spec.scheme}")
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_whatever_is_learned_is_a_neighbouring_code(spec: QuantSpec, share: float) -> None:
+    weight, rounding = soft(spec, share)
+    with torch.no_grad():
+        rounding.v.copy_(5 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
+    codes = rounding.codes().integers.int()
+    nearest = Codes.of(weight, rounding.grid).integers.int()
+    assert (codes - nearest).abs().max() == 1
+    assert codes.min() >= spec.qmin and codes.max() <= spec.qmax
+    # Hard where it is decided: the soft weight is then the hard one.
+    with torch.no_grad():
+        rounding.v.copy_(torch.where(rounding.v > 0, 9.0, -9.0))
+    assert torch.equal(rounding(weight), rounding.codes().dequantize())
+    assert rounding.undecided() == 0
+
+
+def test_clipped_weights_have_no_gradient() -> None:
+    weight, rounding = soft(QuantSpec(3, True, PerChannel(0)), share=0.4)
+    rounding(weight).sum().backward()  # type: ignore[no-untyped-call]
+    beyond = (weight / rounding.scale < -5) | (weight / rounding.scale > 4)
+    assert beyond.any() and rounding.v.grad is not None
+    assert rounding.v.grad[beyond].abs().max() == 0
+    assert (rounding.v.grad[~beyond] != 0).float().mean() > 0.9
