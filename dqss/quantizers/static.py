@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from dqss import observers
 from dqss.formula import FixedGrid
 from dqss.mixing import Grid, mix_fake_quantize
-from dqss.observers import Statistics
+from dqss.observers import Problem, Statistics
 from dqss.quantizers.base import Quantizer
 from dqss.spec import Candidate
 
@@ -51,3 +53,18 @@ class StaticQuantizer(Quantizer):
         """See :meth:`Quantizer.load_grid`."""
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
+
+
+@torch.no_grad()
+def calibrate_all(found: Iterable[tuple[Quantizer, Statistics]]) -> None:
+    """Calibrate every quantizer, each from its statistics; those alike of static algorithms at once."""
+    static: list[StaticQuantizer] = []
+    problems: list[Problem] = []
+    for quantizer, stats in found:
+        if isinstance(quantizer, StaticQuantizer):
+            static.append(quantizer)
+            problems.append(Problem(quantizer.algorithm, stats, quantizer.candidate.spec))
+        else:
+            quantizer.calibrate(stats)
+    for quantizer, grid in zip(static, observers.solve_together(problems), strict=True):
+        quantizer.load_grid(*grid)
