@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,6 +79,8 @@ class PTQSearch(SteppedModule):
         stop_after: the search is done when its argmax has not changed in so many steps (None: never
             before its last), see :class:`dqss.lit.unchanged.Unchanged`.
         limits: of a budget, which steer the search and which every assignment found keeps.
+        shown: effects of options to begin with, see :func:`dqss.uniform.shown_effects`; None: nothing
+            is known of any.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class PTQSearch(SteppedModule):
         settle: Settling = NEVER,
         stop_after: int | None = None,
         limits: Limits | None = None,
+        shown: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.supernet = evaluator.supernet
@@ -103,6 +106,7 @@ class PTQSearch(SteppedModule):
         self.learning_rate = learning_rate
         self.discrete_every, self.discrete_images = discrete_every, discrete_images
         self._decisions = list(self.supernet.decisions.values())
+        self.shown = shown
         self.settled = Settled(self._decisions, settle)
         self.unchanged = Unchanged(self._decisions, stop_after)
         self.trajectory = Trajectory(self._decisions, batches.steps)
@@ -121,7 +125,9 @@ class PTQSearch(SteppedModule):
     def configure_optimizers(self) -> Any:
         """What the schedule moves the logits with."""
         steps = self.batches.steps
-        return self.schedule.optimizer(self._decisions, steps, self.learning_rate, self.steering)
+        # A search that goes on has its logits from the checkpoint, and keeps them.
+        shown = self.shown if self.batches.start == 0 else None
+        return self.schedule.optimizer(self._decisions, steps, self.learning_rate, self.steering, shown)
 
     def choose(self) -> dict[str, int]:
         """The argmax, or with a budget the best assignment within it."""

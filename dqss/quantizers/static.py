@@ -9,8 +9,9 @@ from torch import Tensor
 
 from dqss import observers
 from dqss.formula import FixedGrid
-from dqss.mixing import Grid, mix_fake_quantize
+from dqss.mixing import Grid, GridStack, mix_fake_quantize, on_grid
 from dqss.observers import Problem, Statistics
+from dqss.precision import Move
 from dqss.quantizers.base import Quantizer
 from dqss.spec import Candidate
 
@@ -29,6 +30,7 @@ class StaticQuantizer(Quantizer):
         self.needs_batches = self.algorithm.needs_batches
         self.register_buffer("scale", torch.ones(channels))
         self.register_buffer("zero_point", torch.zeros(channels))
+        self._stack: GridStack | None = None
 
     @torch.no_grad()
     def calibrate(self, stats: Statistics) -> None:
@@ -37,8 +39,17 @@ class StaticQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """See :meth:`Quantizer.forward`."""
-        # A mixture of one: the fused loop, with the same bits and the same gradient.
-        return mix_fake_quantize(x, torch.ones(1, device=x.device), (self.grid(),))
+        if self._stack is None or not self._stack.fits(x.shape):
+            self._stack = GridStack.of((self.grid(),), x.shape)
+        if torch.is_grad_enabled() and x.requires_grad:
+            # A mixture of one: the fused loop, with the same bits and the same gradient.
+            return mix_fake_quantize(x, torch.ones(1, device=x.device), self._stack)
+        return on_grid(x, self._stack, 0)
+
+    def _apply(self, fn: Move, recurse: bool = True) -> StaticQuantizer:
+        """Forget the stacked grid when the module moves to another device."""
+        self._stack = None
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return]
 
     def learned(self, x: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Quantizer.learned`: nothing of it learns."""

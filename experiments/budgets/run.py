@@ -98,7 +98,7 @@ class Study:
             for name, found in uniform.items()
             if name.split(" / ")[0].split("@")[1][0] == str(bits)
         }
-        return dict(at[screen(evaluator, at, 1, len(evaluator.samples))[0]])
+        return dict(at[screen(evaluator, at, 1, len(evaluator.samples)).names[0]])
 
     def measured(
         self, supernet: Supernet, assignment: Assignment, limits: Limits
