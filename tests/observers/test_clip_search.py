@@ -120,7 +120,7 @@ def test_channels_do_not_influence_each_other():
     for symmetric in (True, False):
         spec = QuantSpec(4, symmetric)
         together = MSE().qparams(Statistics.of(rows), spec)
-        for c, kind in enumerate(KINDS):
+        for c in range(len(KINDS)):
             alone = MSE().qparams(Statistics.of(rows[c : c + 1]), spec)
             error, least = (
                 (fake_quantize(rows[c], scale, zero_point, spec) - rows[c]).double().square().sum()
