@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from dqss.observers.compress import compress
 from dqss.spec import QuantSpec
 
 _CACHED = 1 << 15  # elements of a temporary on the CPU: cached, and too few to be split among threads
-_LARGE = 1 << 24  # elsewhere: few large kernels
+_LARGE = 1 << 24  # elsewhere, and where nothing passes through memory: few large kernels
+_LONGEST = 4096  # sums of more are compiled to ones that are more exact, and several times slower
 _COARSE, _FINE = 512, (1024, 2048)  # sizes of the samples that stand for longer ones
 _LINE, _PLANE = 64, 21  # points along an end: one end to search, two ends to search
 _STARTS = 2  # points of the coarse grid that are refined, besides the full range
@@ -89,15 +91,17 @@ def qparam_errors(
     """
     candidates, channels = scale.shape
     n = stats.values.shape[1]
-    kernel = loops.errors(float(order))
+    kernel, work = loops.errors(float(order)), candidates * channels * n
     low, high = spec.qmin - zero_point, spec.qmax - zero_point
-    fused = kernel.fuses(candidates * channels * n)
+    # Single rows or columns, and sums that are long, would each be compiled anew, and gain little.
+    fused = kernel.fuses(work) and channels > 1 and 1 < n <= _LONGEST
+    run = partial(kernel, work) if fused else kernel.eager
     budget = _LARGE if fused or stats.values.device.type != "cpu" else _CACHED
     rows = min(channels, max(1, budget // n))
     depth = max(1, budget // (n * rows))
     if rows == channels and depth >= candidates:
         values, counts = stats.values.contiguous(), stats.counts.contiguous()
-        found: Tensor = kernel(scale.numel() * n, values, counts, scale.contiguous(), low, high)
+        found: Tensor = run(values, counts, scale.contiguous(), low, high)
         return found
     errors = torch.empty_like(scale)
     for c in range(0, channels, rows):
@@ -105,7 +109,7 @@ def qparam_errors(
         for g in range(0, candidates, depth):
             block = (slice(g, g + depth), slice(c, c + rows))
             grids = (part[block].contiguous() for part in (scale, low, high))
-            errors[block] = kernel(values.numel() * depth, values, counts, *grids)
+            errors[block] = run(values, counts, *grids)
     return errors
 
 

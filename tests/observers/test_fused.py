@@ -64,7 +64,7 @@ def assert_same(one: Statistics, other: Statistics) -> None:
     assert torch.equal(one.batches.maxima, other.batches.maxima)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(x=rows(), size=st.sampled_from([5000, 2500]))
 def test_fused_histograms_are_the_eager_ones(x: Tensor, size: int) -> None:
     found, wanted = accumulated(x, True, size), accumulated(x, False, size)
@@ -98,10 +98,10 @@ def test_a_bad_value_behind_many_good_ones_leaves_nothing_of_them() -> None:
     assert_same(accumulator.statistics(), before)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     x=rows(),
-    order=st.sampled_from([1.0, 2.0, 2.4, 3.0, 4.0]),
+    order=st.sampled_from([2.0, 2.4, 3.0]),
     bits=st.integers(2, 8),
     affine=st.booleans(),
     binned=st.booleans(),
@@ -131,6 +131,14 @@ def test_fused_errors_are_the_eager_ones(
         for s, z in zip(scale, zero_point, strict=True)
     ]
     torch.testing.assert_close(errors[1].double(), torch.stack(plain), rtol=1e-4, atol=1e-12)
+
+
+def test_errors_of_any_order() -> None:
+    stats, spec = Statistics.of(torch.randn(2, 50)), QuantSpec(3, symmetric=True)
+    for order in (0.5, 1.0, 2.0, 3.0, 3.5, 4.0):
+        found = qparam_errors(stats, torch.full((1, 2), 0.4), torch.zeros(1, 2), spec, order)
+        off = (fake_quantize(stats.values, torch.tensor(0.4), torch.tensor(0.0), spec) - stats.values).abs()
+        torch.testing.assert_close(found[0], off.pow(order).sum(1))
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
