@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class StaticQuantizer(Quantizer):
         self.register_buffer("scale", torch.ones(channels))
         self.register_buffer("zero_point", torch.zeros(channels))
         self._stack: GridStack | None = None
+        """Made on first use: to make it takes longer than to quantize a small tensor."""
 
     @torch.no_grad()
     def calibrate(self, stats: Statistics) -> None:
@@ -51,6 +53,10 @@ class StaticQuantizer(Quantizer):
         self._stack = None
         return super()._apply(fn, recurse)  # type: ignore[no-any-return]
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._stack = None
+        super()._load_from_state_dict(*args, **kwargs)
+
     def learned(self, x: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Quantizer.learned`: nothing of it learns."""
         return self.fixed.vectors(self.scale, self.zero_point)
@@ -64,6 +70,7 @@ class StaticQuantizer(Quantizer):
         """See :meth:`Quantizer.load_grid`."""
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
+        self._stack = None
 
 
 @torch.no_grad()
