@@ -125,9 +125,13 @@ class PTQSearch(SteppedModule):
     def configure_optimizers(self) -> Any:
         """What the schedule moves the logits with."""
         steps = self.batches.steps
-        # A search that goes on has its logits from the checkpoint, and keeps them.
-        shown = self.shown if self.batches.start == 0 else None
-        return self.schedule.optimizer(self._decisions, steps, self.learning_rate, self.steering, shown)
+        known = [decision.logits.detach().clone() for decision in self._decisions]
+        found = self.schedule.optimizer(self._decisions, steps, self.learning_rate, self.steering, self.shown)
+        if self.batches.start > 0:  # a search that goes on has its logits from the checkpoint
+            with torch.no_grad():
+                for decision, logits in zip(self._decisions, known, strict=True):
+                    decision.logits.copy_(logits)
+        return found
 
     def choose(self) -> dict[str, int]:
         """The argmax, or with a budget the best assignment within it."""
