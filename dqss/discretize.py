@@ -12,7 +12,10 @@ from dqss.errors import UserError
 from dqss.measure import Evaluator
 from dqss.supernet import Assignment
 from dqss.trials import better, finite, mean
-from dqss.uniform import FIRST_RUNG, screen
+from dqss.uniform import FIRST_RUNG, Screening, screen
+
+PASSES = 10.0
+"""Of a refinement for which nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class RefineSettings:
     """How much the argmax is re-decided by measurement.
 
     Attributes:
-        passes: limit, in passes over the part that is searched on (0: no refinement).
+        passes: limit, in passes over the part that is searched on (0: no refinement); None: ten, or
+            what the search that it belongs to says.
         screen: images on which a change is tried first; only promising ones get the whole part.
         alternatives: options tried per decision in one sweep.
         program_passes: with a budget, limit for the steps of the integer program before the sweeps
@@ -31,7 +35,7 @@ class RefineSettings:
             in seven hundred more than three.
     """
 
-    passes: float = 10.0
+    passes: float | None = None
     screen: int = 32
     alternatives: int = 2
     confidence: float = 3.0
@@ -45,8 +49,12 @@ class RefineSettings:
             ("confidence", 0),
             ("program_passes", 0),
         ):
-            if not getattr(self, name) >= least:
+            if getattr(self, name) is not None and not getattr(self, name) >= least:
                 raise UserError(f"refine.{name}={getattr(self, name)}: expected {least} or more")
+
+    def limit(self, images: int) -> float:
+        """Images of a refinement on a part with so many."""
+        return (PASSES if self.passes is None else self.passes) * images
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ def discretize(
     first: int = FIRST_RUNG,
     out_of_time: Callable[[], bool] = lambda: False,
     limits: Limits | None = None,
+    screened: Screening | None = None,
 ) -> Discretized:
     """Choose, refine, and compare on the selection part, which nothing has touched before.
 
@@ -86,9 +95,12 @@ def discretize(
     worse on the selection part than the best uniform one. That one is chosen on the part that is
     searched on, like the searched one: of several measured on the selection part the luckiest would
     win, and its luck would be counted for it. With ``limits``, which ``found`` and ``uniform`` keep
-    already, refinement stays within them, and may begin from the best uniform assignment.
+    already, refinement stays within them, and may begin from the best uniform assignment. ``screened`` is
+    what :func:`dqss.uniform.screen` has found of ``uniform``, if it has looked already.
     """
-    names = screen(evaluator, uniform, finalists, first) if uniform else []
+    if screened is None and uniform:
+        screened = screen(evaluator, uniform, finalists, first)
+    names = screened.names if screened is not None else []
     best_uniform = names[0] if names else None
     argmax = _best(evaluator, found, out_of_time)
     begin = argmax
@@ -134,7 +146,7 @@ def refine(
         The refined assignment and a line for each change.
     """
     current, changes = dict(assignment), list[str]()
-    limit = settings.passes * len(evaluator.parts["refine"])
+    limit = settings.limit(len(evaluator.parts["refine"]))
     if limit <= 0 or out_of_time():
         return current, changes
     if limits is not None:

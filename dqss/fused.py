@@ -103,7 +103,7 @@ def _bare(tensor: Tensor) -> Tensor:
     return bare.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def _no_modes() -> ExitStack:
+def no_modes() -> ExitStack:
     """Nobody's ``TorchFunctionMode`` sees what runs inside: compiled code would be traced anew each time."""
     stack = ExitStack()
     for _ in range(torch._C._len_torch_function_stack()):
@@ -129,11 +129,16 @@ class Kernel:
         """Run the fused form where it pays, else the eager one; ``work`` is elements times options."""
         if not torch._C._len_torch_function_stack():
             return self._run(work, *args)
-        with _no_modes():
+        with no_modes():
             return self._run(work, *args)
 
+    @staticmethod
+    def fuses(work: int) -> bool:
+        """Whether the fused form would run."""
+        return work >= SMALL and not Kernel.broken and Kernel.enabled
+
     def _run(self, work: int, *args: Tensor) -> Any:
-        if work < SMALL or Kernel.broken or not Kernel.enabled:
+        if not self.fuses(work):
             return self.eager(*args)
         if self.compiled is None:
             # It reports a CUDA toolkit without a GPU as if that were trouble.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from dqss import quantizers
 from dqss.decision import Decision
 from dqss.fitting import Moments, fit_rounding
 from dqss.functional import channel_count, channel_view
+from dqss.fused import no_modes
 from dqss.mixing import Codes, CodeStack, GridStack, mix_codes, mix_fake_quantize
 from dqss.observers import Statistics
 from dqss.observers.coarse import CoarseHistogram
@@ -34,6 +36,24 @@ class Mode(Enum):
     PROBE = "probe"
     RELAXED = "relaxed"
     DISCRETE = "discrete"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a quantizer is calibrated with.
+
+    Attributes:
+        stats: statistics of its tensor at each granularity of its candidates.
+        weight: the tensor itself, where it is a weight.
+    """
+
+    stats: dict[Granularity, Statistics]
+    weight: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Values in it."""
+        return sum(stats.values.numel() for stats in self.stats.values())
 
 
 class MixedQuantizer(nn.Module, ABC):
@@ -84,10 +104,9 @@ class MixedQuantizer(nn.Module, ABC):
     def outcome(self) -> list[int]:
         """For each candidate the first that, once calibrated, gives the same to the bit, whatever comes."""
 
-    def calibrate(self, stats: dict[Granularity, Statistics]) -> None:
-        """Calibrate every candidate from the statistics of its granularity."""
-        for k in range(len(self.candidates)):
-            self[k].calibrate(stats[self[k].candidate.spec.granularity])
+    @abstractmethod
+    def settle(self, found: Found) -> None:
+        """Keep what a calibrated quantizer needs, and forget what it was calibrated with."""
 
 
 class MixedActivation(MixedQuantizer):
@@ -128,19 +147,15 @@ class MixedActivation(MixedQuantizer):
         self._stack = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
-    def calibrate(self, stats: dict[Granularity, Statistics]) -> None:
-        """See :meth:`MixedQuantizer.calibrate`."""
-        super().calibrate(stats)
-        self._stack = None
-
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
-        for granularity in self.granularities:
-            rows = channel_view(x, granularity)
-            if granularity not in self._observed:
-                keep = any(self[k].needs_batches for k in range(len(self.candidates)))
-                self._observed[granularity] = HistogramAccumulator(rows.shape[0], keep_batches=keep)
-            self._observed[granularity].update(rows)
+        with no_modes():  # who watches the network need not watch this
+            for granularity in self.granularities:
+                rows = channel_view(x, granularity)
+                if granularity not in self._observed:
+                    keep = any(self[k].needs_batches for k in range(len(self.candidates)))
+                    self._observed[granularity] = HistogramAccumulator(rows.shape[0], keep_batches=keep)
+                self._observed[granularity].update(rows)
 
     def _probe(self, x: Tensor) -> Tensor:
         """``x`` itself, in a place of its own, where its gradient is weighed on the way back."""
@@ -166,12 +181,19 @@ class MixedActivation(MixedQuantizer):
         grids = (self[k].grid() for k in range(len(self.candidates)))
         return _first_equal((grid.spec, _bytes(grid.scale), _bytes(grid.zero_point)) for grid in grids)
 
-    def finish_calibration(self) -> None:
-        """Turn what was observed into parameters, and forget it but for a coarse picture."""
-        stats = {key: histogram.statistics() for key, histogram in self._observed.items()}
-        self.calibrate(stats)
-        self.histogram = CoarseHistogram.of(min(stats.values(), key=lambda one: one.values.numel()))
+    def found(self) -> Found:
+        """What was observed."""
+        return Found({key: histogram.statistics() for key, histogram in self._observed.items()})
+
+    def settle(self, found: Found) -> None:
+        """See :meth:`MixedQuantizer.settle`: a coarse picture is left of what was observed."""
+        self._stack = None
+        self.histogram = CoarseHistogram.of(min(found.stats.values(), key=lambda one: one.values.numel()))
         self._observed = {}
+
+    def finish_calibration(self) -> None:
+        """Turn what was observed into parameters."""
+        calibrate_all([(self, self.found())])
 
 
 class MixedWeight(MixedQuantizer):
@@ -191,9 +213,19 @@ class MixedWeight(MixedQuantizer):
         self._importance: Tensor | None = None
 
     @torch.no_grad()
+    def found(self, weight: Tensor) -> Found:
+        """``weight`` itself, weighted by the gradients collected."""
+        return Found({g: self._statistics(weight, g) for g in self.granularities}, weight)
+
     def freeze(self, weight: Tensor) -> None:
-        """Calibrate on ``weight`` itself, weighted by the gradients collected, and keep its codes."""
-        self.calibrate({g: self._statistics(weight, g) for g in self.granularities})
+        """Calibrate on ``weight`` itself."""
+        calibrate_all([(self, self.found(weight))])
+
+    @torch.no_grad()
+    def settle(self, found: Found) -> None:
+        """See :meth:`MixedQuantizer.settle`: the codes of all candidates are kept."""
+        weight = found.weight
+        assert weight is not None
         moments = None if self.moments is None else self.moments.mean()
         self.moments, self._fitted = None, moments is not None
         stack = CodeStack.of([self._codes(k, weight, moments) for k in range(len(self.candidates))])
@@ -273,6 +305,33 @@ class MixedWeight(MixedQuantizer):
         if self._probed is None:
             self._probed = weight.detach().clone().requires_grad_()
         return self._probed
+
+
+_HELD = 1 << 22
+"""Values of statistics that are held at a time at most, but for those of one tensor alone."""
+
+
+def calibrate_all(several: Iterable[tuple[MixedQuantizer, Found]]) -> None:
+    """Calibrate every candidate of several quantizers, what is small and alike at once."""
+    held: list[tuple[MixedQuantizer, Found]] = []
+    size = 0
+    for quantizer, found in several:
+        if held and size + found.size > _HELD:
+            _calibrate_held(held)
+            held, size = [], 0
+        held.append((quantizer, found))
+        size += found.size
+    _calibrate_held(held)
+
+
+def _calibrate_held(held: Sequence[tuple[MixedQuantizer, Found]]) -> None:
+    quantizers.calibrate_all(
+        (quantizer[k], found.stats[quantizer[k].candidate.spec.granularity])
+        for quantizer, found in held
+        for k in range(len(quantizer.candidates))
+    )
+    for quantizer, found in held:
+        quantizer.settle(found)
 
 
 def _first_equal(keys: Iterable[Hashable]) -> list[int]:

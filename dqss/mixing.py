@@ -131,8 +131,8 @@ class _MixFakeQuantize(torch.autograd.Function):
         return from_blocks(passed, x.shape, grids.granularity).to(x.dtype), sums, None
 
 
-def _quantized(x: Tensor, grids: GridStack, place: int) -> Tensor:
-    """``x`` on the grid of one candidate."""
+def on_grid(x: Tensor, grids: GridStack, place: int) -> Tensor:
+    """``x`` on the grid of the candidate at ``place``, like ``x``; without a gradient."""
     blocks = as_blocks(x, grids.granularity)
     quantized = fused.quantize(x.numel(), blocks, *grids.alone[place])
     return from_blocks(quantized, x.shape, grids.granularity).to(x.dtype)
@@ -145,7 +145,7 @@ class _DrawnFakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weights: Tensor, grids: GridStack, place: int) -> Tensor:
         ctx.save_for_backward(x)
         ctx.grids, ctx.place = grids, place
-        return _quantized(x, grids, place)
+        return on_grid(x, grids, place)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
@@ -182,7 +182,7 @@ def mix_fake_quantize(
         return mixed
     drawn: Tensor = _DrawnFakeQuantize.apply(x, weights, stack, place)
     source = x.detach()
-    return offer(drawn, lambda: _quantized(source, stack, place))
+    return offer(drawn, lambda: on_grid(source, stack, place))
 
 
 def mix_fake_quantize_reference(x: Tensor, weights: Tensor, grids: Sequence[Grid]) -> Tensor:

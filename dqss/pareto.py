@@ -108,7 +108,7 @@ class _Work:
             smaller = [assignment_of(found, supernet) for at, found in known.items() if at < most][-1:]
             own = limits[most]
             assert own is not None
-            planned = int(self.settings.refine.passes * len(self.evaluator.parts["refine"]))
+            planned = int(self.settings.refine.limit(len(self.evaluator.parts["refine"])))
             with self.reporter.stage(f"{name}={most:g}", planned) as stage:
                 self.evaluator.advance = stage.advance
                 found = solve_point(self.evaluator, self.steering, own, smaller, self.settings.refine)

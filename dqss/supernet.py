@@ -28,7 +28,7 @@ from dqss.errors import SearchSpaceError
 from dqss.fitting import Moments, can_fit, watching
 from dqss.layers import input_shape, searchable_layers
 from dqss.losses import Distance
-from dqss.mixed import MixedActivation, MixedQuantizer, MixedWeight, Mode
+from dqss.mixed import MixedActivation, MixedQuantizer, MixedWeight, Mode, calibrate_all
 from dqss.products import ProductSearch, SearchableProduct, forget
 from dqss.remaking import Remaking
 from dqss.space import LayerCandidates, LayerInfo, SearchSpace
@@ -289,12 +289,9 @@ class Supernet(nn.Module):
                         f"search space {self.space.name!r} has candidates that need gradients: "
                         "give calibrate() inputs to probe them with"
                     )
-        for quantizer in self.quantizers():
-            if isinstance(quantizer, MixedActivation):
-                quantizer.finish_calibration()
-        for layer in self.layers.values():
-            if layer.weight is not None:
-                layer.weight.freeze(original_weight(layer.module))
+        calibrate_all((q, q.found()) for q in self.quantizers() if isinstance(q, MixedActivation))
+        weights = {id(w): (w, layer) for layer in self.layers.values() if (w := layer.weight) is not None}
+        calibrate_all((w, w.found(original_weight(layer.module))) for w, layer in weights.values())
         self.recognize()
 
     def _fitting(self) -> dict[str, tuple[nn.Module, Moments]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dqss.learning import mix_learned
-from dqss.mixed import MixedActivation, MixedQuantizer, MixedWeight, Mode
+from dqss.mixed import Found, MixedActivation, MixedQuantizer, MixedWeight, Mode
 from dqss.quantizers import LearnedQuantizer
 
 
@@ -54,10 +53,8 @@ class TrainedActivation(_Learning, MixedActivation):
 class TrainedWeight(_Learning, MixedWeight):
     """Mixture of learned quantizations of a weight that learns too; used as its parametrization."""
 
-    @torch.no_grad()
-    def freeze(self, weight: Tensor) -> None:
-        """Calibrate on ``weight``; nothing is frozen here, no codes are kept."""
-        self.calibrate({g: self._statistics(weight, g) for g in self.granularities})
+    def settle(self, found: Found) -> None:
+        """See :meth:`MixedQuantizer.settle`: nothing is frozen, no codes are kept."""
         self._importance = None
 
     @property

@@ -7,10 +7,14 @@ selection part it may never be worse than the best of them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from math import inf, isnan
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, isfinite, isnan
 from operator import ge
 from typing import cast
+
+import torch
+from torch import Tensor
 
 from dqss.budget.limits import Limits
 from dqss.measure import Evaluator
@@ -86,24 +90,72 @@ def pair_name(weight: Candidate | None, activation: Candidate | None) -> str:
     return " / ".join(parts)
 
 
+@dataclass(frozen=True)
+class Screening:
+    """What screening has found.
+
+    Attributes:
+        names: of the finalists, best first.
+        scores: mean distance of every strategy on the first few images, by name.
+    """
+
+    names: list[str]
+    scores: dict[str, float]
+
+
 def screen(
     evaluator: Evaluator, uniform: dict[str, Assignment], finalists: int, first: int = FIRST_RUNG
-) -> list[str]:
-    """The names of the ``finalists`` best, by successive halving on the ``refine`` part. Best first.
+) -> Screening:
+    """The ``finalists`` best, by successive halving on the ``refine`` part.
 
     All are measured on the ``first`` images, the better quarter on four times as many, and so on; the
     last few on all images. With 16 that is a tenth of the cost of measuring all on everything.
     """
-    alive, count = list(uniform), first
-    while True:
+    alive, count, shown = list(uniform), first, dict[str, float]()
+    # One that is left over needs no further look: there is nothing to compare it with.
+    while len(alive) > 1 or not shown:
         last = len(alive) <= finalists or count >= len(evaluator.parts["refine"])
         images = None if last else count
         scores = {name: evaluator.measure(uniform[name], "refine", images) for name in alive}
+        shown = shown or scores
         alive.sort(key=lambda name: inf if isnan(scores[name]) else scores[name])
         if last:
-            return alive[:finalists]
+            break
         alive = alive[: max(finalists, len(alive) // RUNG_FACTOR)]
         count *= RUNG_FACTOR
+    return Screening(alive[:finalists], shown)
+
+
+def shown_effects(
+    supernet: Supernet, uniform: Mapping[str, Assignment], scores: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """What uniform strategies say of each decision's options, before anything else is known.
+
+    An option is as good as the best strategy with it; what that strategy is worse by than the best
+    of all, its decisions share: those of weights, or those of activations. Only differences count.
+
+    Args:
+        supernet: whose decisions.
+        uniform: strategies, by name.
+        scores: mean distance of each; infinite or NaN count as the worst of the others.
+
+    Returns:
+        The effect on the distance, ``[K]`` fp64, by decision; NaN for options that no strategy has.
+    """
+    finite = [score for score in scores.values() if isfinite(score)]
+    if not finite:
+        return {}
+    best, worst = min(finite), max(finite)
+    roles = {q.decision.name: isinstance(q, MixedWeight) for q in supernet.quantizers()}
+    sharing = Counter(roles.values())
+    found: dict[str, Tensor] = {}
+    for name, decision in supernet.decisions.items():
+        effect = torch.full((len(decision.options),), inf, dtype=torch.float64)
+        for strategy, score in scores.items():
+            option = uniform[strategy][name]
+            effect[option] = min(float(effect[option]), score if isfinite(score) else worst)
+        found[name] = torch.where(effect < inf, (effect - best) / sharing[roles[name]], torch.nan)
+    return found
 
 
 def _distinct(options: Sequence[Sequence[object]]) -> list[Candidate | None]:

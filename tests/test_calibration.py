@@ -34,7 +34,8 @@ class Recorder(Algorithm):
     shown: ClassVar[list[Statistics]] = []
 
     def clip_range(self, stats: Statistics, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-        self.shown.append(stats)
+        for c in range(len(stats.minimum)):  # tensors that are alike come side by side, a channel each
+            self.shown.append(stats.channels(torch.arange(len(stats.minimum)) == c))
         return full_range(stats, spec)
 
 

@@ -1,6 +1,9 @@
 """Uniform strategies: every pair, followed as nearly as each layer can; and their screening."""
 
 import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from dqss.mixed import MixedQuantizer
 from dqss.space import Rule, SearchSpace
 from dqss.spec import Candidate, PerChannel, PerTensor, QuantSpec
 from dqss.supernet import Supernet
-from dqss.uniform import screen, uniform_assignments
+from dqss.uniform import screen, shown_effects, uniform_assignments
 from tests.support.nets import THREE, small_space
 
 
@@ -116,7 +119,7 @@ def test_screening_keeps_the_best_where_differences_are_large_and_costs_little()
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0)).tolist()
     uniform = {str(k): {"which": k} for k in order}
     evaluator = Scored(truth, blur=0.1, images=1024)
-    names = screen(evaluator, uniform, finalists=4)  # type: ignore[arg-type]
+    names = screen(evaluator, uniform, finalists=4).names  # type: ignore[arg-type]
     assert names[0] == "0" and len(names) == 4
     assert evaluator.calls == [16] * 64 + [64] * 16 + [1024] * 4
     assert sum(evaluator.calls) * 10 < 64 * 1024
@@ -126,7 +129,7 @@ def test_screening_keeps_the_best_where_differences_are_large_and_costs_little()
 def test_screening_a_few(count: int) -> None:
     uniform = {str(k): {"which": k} for k in reversed(range(count))}
     evaluator = Scored({str(k): float(k) for k in range(count)}, blur=0.0, images=8)
-    names = screen(evaluator, uniform, finalists=4)  # type: ignore[arg-type]
+    names = screen(evaluator, uniform, finalists=4).names  # type: ignore[arg-type]
     assert names == [str(k) for k in range(min(count, 4))]
 
 
@@ -135,3 +138,49 @@ def test_quantizers_of_a_supernet_are_what_is_chosen_among() -> None:
     for quantizer in supernet.quantizers():
         assert isinstance(quantizer, MixedQuantizer)
         assert [quantizer[k].candidate for k in range(3)] == list(quantizer.decision.options)
+
+
+def test_what_uniform_strategies_show_of_each_option() -> None:
+    """Of an additive distance: the differences of options, shared by all decisions of their kind."""
+    supernet = Supernet(network(), small_space(4, THREE))
+    uniform = uniform_assignments(supernet)
+    parts = {"weight": [0.3, 0.0, 0.9], "activation": [0.0, 6.0, 1.2]}
+    roles = {name: name.rpartition(".")[2] for name in supernet.decisions}
+    count = Counter(roles.values())
+
+    def score(assignment: Mapping[str, int]) -> float:
+        return 1.0 + sum(parts[roles[name]][k] / count[roles[name]] for name, k in assignment.items())
+
+    shown = shown_effects(supernet, uniform, {name: score(found) for name, found in uniform.items()})
+    assert sorted(shown) == sorted(supernet.decisions)
+    for name, effect in shown.items():
+        wanted = torch.tensor(parts[roles[name]], dtype=torch.float64) / count[roles[name]]
+        torch.testing.assert_close(effect, wanted)
+
+
+def test_strategies_that_give_no_number_are_as_bad_as_the_worst() -> None:
+    supernet = Supernet(network(), small_space(4, THREE))
+    uniform = uniform_assignments(supernet)
+    scores = {name: 1.0 + k for k, name in enumerate(uniform)}
+    first = next(iter(uniform))
+    wanted = shown_effects(supernet, uniform, {**scores, first: max(scores.values())})
+    for bad in (math.inf, math.nan):
+        found = shown_effects(supernet, uniform, {**scores, first: bad})
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert shown_effects(supernet, uniform, dict.fromkeys(scores, math.nan)) == {}
+
+
+def test_of_options_that_no_strategy_has_nothing_is_shown() -> None:
+    supernet = Supernet(network(), small_space(4, THREE))
+    uniform = {name: a for name, a in uniform_assignments(supernet).items() if 2 not in a.values()}
+    shown = shown_effects(supernet, uniform, {name: 1.0 + k for k, name in enumerate(uniform)})
+    for effect in shown.values():
+        assert torch.isnan(effect).tolist() == [False, False, True]
+
+
+def test_one_that_is_left_over_is_not_measured_again() -> None:
+    uniform = {str(k): {"which": k} for k in range(4)}
+    evaluator = Scored({str(k): float(k) for k in range(4)}, blur=0.0, images=64)
+    found = screen(evaluator, uniform, finalists=1, first=2)  # type: ignore[arg-type]
+    assert found.names == ["0"] and evaluator.calls == [2] * 4
+    assert found.scores == {str(k): float(k) for k in range(4)}

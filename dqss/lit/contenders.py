@@ -53,7 +53,9 @@ def measure_contenders(
     """
     validation = validation or Validation()
     supernet = evaluator.supernet
-    contexts = _contexts(supernet, outcome, uniform if oracle else {})
+    assignments = {**(uniform if oracle else {}), **outcome.assignments}
+    same = _first_alike(assignments)
+    contexts = _contexts(supernet, {name: assignments[name] for name in same.values()})
     if repaired is not None:
         contexts[REPAIRED] = lambda: supernet.running(repaired)
     loader = validation.batches
@@ -62,6 +64,8 @@ def measure_contenders(
         evaluator.advance = stage.advance
         selection = _on_selection(evaluator, contexts, validation)
         held_out = _stream(evaluator, loader, contexts, validation)
+    for name, first in same.items():
+        selection[name], held_out[name] = selection[first], held_out[first]
     exported = outcome.exported
     if repaired is not None and _better(selection[REPAIRED], selection[exported]):
         exported = REPAIRED
@@ -90,14 +94,17 @@ def _better(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
     return one["distance"] < other["distance"] or isnan(other["distance"])
 
 
-def _contexts(
-    supernet: Supernet, outcome: Discretized, extra: Mapping[str, Assignment]
-) -> dict[str, Context | None]:
+def _first_alike(assignments: Mapping[str, Assignment]) -> dict[str, str]:
+    """For each name the first of the same assignment: what has not changed is measured once."""
+    known = list(assignments.items())
+    return {name: next(first for first, other in known if other == one) for name, one in known}
+
+
+def _contexts(supernet: Supernet, assignments: Mapping[str, Assignment]) -> dict[str, Context | None]:
     contexts: dict[str, Context | None] = {
         "float": None,
         "soft": lambda: supernet.mode("relaxed"),
     }
-    assignments = {**extra, **outcome.assignments}
     for name, assignment in assignments.items():
         contexts[name] = lambda assignment=assignment: supernet.assign(assignment)  # type: ignore[misc]
     return contexts

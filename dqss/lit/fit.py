@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from dqss.budget.limits import Limits
 from dqss.descent import WATCHED
@@ -40,8 +41,12 @@ def fit_ptq(
     trainer: Mapping[str, Any],
     logger: Logger | bool,
     limits: Limits | None = None,
+    shown: Mapping[str, Tensor] | None = None,
 ) -> PTQSearch:
-    """Run all steps that are still to be done, and settle the supernet as the last one leaves it."""
+    """Run all steps that are still to be done, and settle the supernet as the last one leaves it.
+
+    ``shown`` is what the search begins with, see :class:`PTQSearch`.
+    """
     steps = planned_steps(settings, evaluator.supernet)
     checkpoint, start = resumable_step(folder, list(evaluator.supernet.decisions))
     if world_size() > evaluator.batch_size:
@@ -66,6 +71,7 @@ def fit_ptq(
         settings.stop_after,
         limits,
         estimates,
+        shown,
     )
     restore(module, checkpoint)
     with reporter.stage("search", steps) as stage:
@@ -84,10 +90,20 @@ def fit_ptq(
     return module
 
 
+def settled(settings: PTQSettings, supernet: Supernet) -> PTQSettings:
+    """The settings with nothing left open, for a search of this supernet."""
+    return settings.at(fewest_bits(supernet))
+
+
 def planned_steps(settings: PTQSettings, supernet: Supernet) -> int:
     """How many steps a search of this supernet takes."""
+    return settings.steps_at(fewest_bits(supernet))
+
+
+def fewest_bits(supernet: Supernet) -> int:
+    """The least bits of any candidate."""
     options = [option for decision in supernet.decisions.values() for option in decision.options]
-    return settings.steps_at(min(option.spec.bits for option in options if isinstance(option, Candidate)))
+    return min(option.spec.bits for option in options if isinstance(option, Candidate))
 
 
 def _runner(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -18,6 +18,8 @@ ESTIMATED = 20.0
 """Samples of each option that an estimate from before the search is worth."""
 SETTLING = 100
 """Times that prices and probabilities follow one another before the first step."""
+SHOWN = 1.0
+"""Weight of what uniform strategies have shown of an option, in samples of it."""
 
 
 class MeanField(Optimizer):
@@ -48,6 +50,8 @@ class MeanField(Optimizer):
         memory: factor on all that is known, each step; forgets the samples of early
             probabilities.
         steering: towards the limits of a budget; None: there is none.
+        shown: effects of options ``[K]`` by decision that are known from the start, as if each had been
+            sampled once; NaN where nothing is known. None: nothing is known of any.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class MeanField(Optimizer):
         entropy: Callable[[int], float],
         memory: float = 0.99,
         steering: Steering | None = None,
+        shown: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__([decision.logits for decision in decisions], {"memory": memory})
         self.decisions = list(decisions)
@@ -70,6 +75,8 @@ class MeanField(Optimizer):
             self.state[logits]["sums"] = logits.new_zeros(k, k, requires_grad=False)
             self.state[logits]["counts"] = logits.new_zeros(k, requires_grad=False)
             self.state[logits]["step"] = torch.tensor(0.0)
+        if shown:
+            self._begin(shown)
 
     def _logits(self) -> list[Tensor]:
         return [decision.logits for decision in self.decisions]
@@ -82,6 +89,26 @@ class MeanField(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._learn()
+        self._place()
+        if self.steering is not None:
+            self.steering.adapt()
+        return loss
+
+    @torch.no_grad()
+    def _begin(self, shown: Mapping[str, Tensor]) -> None:
+        """Know of all options what was shown of them, and set the logits by that."""
+        for decision in self.decisions:
+            if decision.name in shown:
+                effect = shown[decision.name].to(decision.logits)
+                state, known = self.state[decision.logits], ~torch.isnan(effect)
+                # What is seen from both sides alike is what it is said to be.
+                difference = torch.nan_to_num(effect[None, :] - effect[:, None])
+                state["sums"] += SHOWN * difference
+                state["counts"] += SHOWN * known
+        self._place()
+
+    def _place(self) -> None:
+        """Set all logits by what is known, at the entropy that is wanted now."""
         groups: dict[tuple[int, int], list[Decision]] = {}
         for decision in self.decisions:
             groups.setdefault((len(decision.options), decision.outcomes), []).append(decision)
@@ -94,9 +121,6 @@ class MeanField(Optimizer):
             live = [k for k, decision in enumerate(group) if not decision.frozen]
             if live:
                 set_outcomes([group[k] for k in live], rows[live])
-        if self.steering is not None:
-            self.steering.adapt()
-        return loss
 
     def _learn(self) -> None:
         torch._foreach_add_([self.state[logits]["step"] for logits in self._logits()], 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,6 +81,8 @@ class PTQSearch(SteppedModule):
             before its last), see :class:`dqss.lit.unchanged.Unchanged`.
         limits: of a budget, which steer the search and which every assignment found keeps.
         estimates: of the effect of each option, for a search with limits to begin from.
+        shown: effects of options to begin with, see :func:`dqss.uniform.shown_effects`; None: nothing
+            is known of any.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class PTQSearch(SteppedModule):
         stop_after: int | None = None,
         limits: Limits | None = None,
         estimates: Estimates | None = None,
+        shown: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.supernet = evaluator.supernet
@@ -106,6 +109,7 @@ class PTQSearch(SteppedModule):
         self.learning_rate = learning_rate
         self.discrete_every, self.discrete_images = discrete_every, discrete_images
         self._decisions = list(self.supernet.decisions.values())
+        self.shown = shown
         self.settled = Settled(self._decisions, settle)
         self.unchanged = Unchanged(self._decisions, stop_after)
         self.trajectory = Trajectory(self._decisions, batches.steps)
@@ -127,7 +131,13 @@ class PTQSearch(SteppedModule):
     def configure_optimizers(self) -> Any:
         """What the schedule moves the logits with."""
         steps = self.batches.steps
-        return self.schedule.optimizer(self._decisions, steps, self.learning_rate, self.steering)
+        known = [decision.logits.detach().clone() for decision in self._decisions]
+        found = self.schedule.optimizer(self._decisions, steps, self.learning_rate, self.steering, self.shown)
+        if self.batches.start > 0:  # a search that goes on has its logits from the checkpoint
+            with torch.no_grad():
+                for decision, logits in zip(self._decisions, known, strict=True):
+                    decision.logits.copy_(logits)
+        return found
 
     def choose(self) -> dict[str, int]:
         """The argmax, or with a budget the best assignment within it."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from dqss.budget.steer import Steering
 from dqss.decision import Decision, Relaxation, Sampled, Softmax, StraightThroughGumbel
@@ -57,11 +58,13 @@ class Schedule(ABC):
         steps: int,
         learning_rate: float,
         steering: Steering | None = None,
+        shown: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Any]:
         """What moves the logits, in the words of Lightning: Adam, its rate falling linearly to 0.
 
         Sampled gradients are noisy: with a constant rate the last few steps would decide. Limits come
-        in by the loss.
+        in by the loss. What uniform strategies have ``shown`` (:func:`dqss.uniform.shown_effects`) is
+        used by the mean field alone.
         """
         logits = [decision.logits for decision in decisions]
         adam = torch.optim.Adam(logits, lr=learning_rate, betas=(0.9, 0.99))
@@ -82,6 +85,7 @@ class MeanFieldSchedule(Schedule):
     Attributes:
         entropy, final_entropy: mean entropy of the decisions after the first step and when it has
             fallen, as a share of ``log K``; linear in between.
+        shown_entropy: the first of them, where uniform strategies have shown what is clearly bad.
         memory: how long a step counts, as a share of all steps: what earlier steps have taught
             is multiplied by ``1 - 1 / (memory steps)`` each step ...
         longest_memory: ... or by ``1 - 1 / longest_memory`` if that is less.
@@ -93,6 +97,7 @@ class MeanFieldSchedule(Schedule):
 
     entropy: float = 1.0
     final_entropy: float = 0.05
+    shown_entropy: float = 0.5
     memory: float = 0.67
     longest_memory: int = 360
     reheats: int = 3
@@ -101,7 +106,7 @@ class MeanFieldSchedule(Schedule):
     prices_effects: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("entropy", "final_entropy", "reheat_entropy"):
+        for name in ("entropy", "final_entropy", "shown_entropy", "reheat_entropy"):
             value = getattr(self, name)
             if not 0 < value <= 1:
                 raise UserError(f"schedule.{name}={value}: expected a share in 0..1, above 0")
@@ -128,9 +133,11 @@ class MeanFieldSchedule(Schedule):
         steps: int,
         learning_rate: float,
         steering: Steering | None = None,
+        shown: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Any]:
         """See :meth:`Schedule.optimizer`."""
-        falls = self._falls(steps)
+        first_entropy = self.entropy if shown is None else min(self.entropy, self.shown_entropy)
+        falls = self._falls(steps, first_entropy)
         if steering is not None and steering.estimates is not None:
             falls = [(first, last, min(entropy, self.informed_entropy)) for first, last, entropy in falls]
 
@@ -140,18 +147,18 @@ class MeanFieldSchedule(Schedule):
             return min(max(share, 1e-3), HIGHEST)  # at 0 and 1 the temperature would be 0 and infinite
 
         memory = min(self.memory * steps, self.longest_memory)
-        return {"optimizer": MeanField(decisions, wanted, 1.0 - min(1.0, 1.0 / memory), steering)}
+        return {"optimizer": MeanField(decisions, wanted, 1.0 - min(1.0, 1.0 / memory), steering, shown)}
 
     def cold(self, steps: int) -> list[int]:
         """See :meth:`Schedule.cold`: where the entropy has fallen."""
-        return [last for _, last, _ in self._falls(steps)]
+        return [last for _, last, _ in self._falls(steps, self.entropy)]
 
-    def _falls(self, steps: int) -> list[tuple[int, int, float]]:
+    def _falls(self, steps: int, entropy: float) -> list[tuple[int, int, float]]:
         """First step, last step and entropy to begin with, each time that the entropy falls."""
         reheats = self.reheats if self.reheats * self.reheat_steps <= LARGEST_REHEAT * steps else 0
         begin, length = steps - reheats * self.reheat_steps, self.reheat_steps
         again = [(first, first + length, self.reheat_entropy) for first in range(begin, steps, length)]
-        return [(0, begin, self.entropy), *again]
+        return [(0, begin, entropy), *again]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from dqss.lit.checkpoint import Deadline, write_history
 from dqss.lit.clock import Clock
 from dqss.lit.contenders import REPAIRED, Validation, measure_contenders
 from dqss.lit.device import device_of
-from dqss.lit.fit import fit_ptq
+from dqss.lit.fit import fit_ptq, settled
 from dqss.lit.ptq import PTQSearch
 from dqss.lit.ranks import rank
 from dqss.lit.record import record
@@ -40,7 +40,7 @@ from dqss.samples import Samples
 from dqss.space import SearchSpace
 from dqss.strategy import ModelInfo, utc_now
 from dqss.supernet import Assignment, Supernet
-from dqss.uniform import affordable, uniform_assignments
+from dqss.uniform import FIRST_RUNG, Screening, affordable, screen, shown_effects, uniform_assignments
 
 REFINE_SHARE = 0.85
 """Share of ``max_minutes`` at which the refinement stops; see also :data:`dqss.lit.fit.SEARCH_SHARE`."""
@@ -127,15 +127,29 @@ def search_ptq(
         prepared, evaluator = build(model, samples, search_space, settings, seed, folder, device, reporter)
     limits = limits_of(settings.budget, evaluator)
     uniform = affordable(evaluator.supernet, uniform_assignments(evaluator.supernet), limits)
+    settings = settled(settings, evaluator.supernet)
+    screened = None
+    if settings.screen_first and uniform:
+        with clock.time("screen"):
+            screened = _screen(evaluator, uniform, settings, reporter)
     with recomputing(evaluator.supernet, settings.recompute or ()):
         with clock.time("search"):
             module = fit_ptq(
-                evaluator, settings, seed, folder, deadline, reporter, trainer or {}, logger, limits
+                evaluator,
+                settings,
+                seed,
+                folder,
+                deadline,
+                reporter,
+                trainer or {},
+                logger,
+                limits,
+                _shown(evaluator, uniform, screened, limits),
             )
             evaluator.supernet.to(device)
         with clock.time("discretize"):
             found = module.found if module.steering is None else [*module.steering.begin(), *module.found]
-            outcome = _discretize(evaluator, found, uniform, settings, deadline, reporter, limits)
+            outcome = _discretize(evaluator, found, uniform, settings, deadline, reporter, limits, screened)
     cost = {"steps": len(module.history), "evaluations": evaluator.meter.evaluations}
     exported = outcome.assignments[outcome.exported]
     bundle = make_bundle(
@@ -176,6 +190,29 @@ def search_ptq(
     return SearchResult(bundle, metrics, module.history, outcome, evaluator.supernet, model)
 
 
+def _screen(
+    evaluator: Evaluator, uniform: dict[str, Assignment], settings: PTQSettings, reporter: Reporter
+) -> Screening:
+    first = settings.screen_images or FIRST_RUNG
+    with reporter.stage("screen", len(uniform) * first) as stage:
+        evaluator.advance = stage.advance
+        found = screen(evaluator, uniform, settings.finalists, first)
+    evaluator.advance = lambda images: None
+    return found
+
+
+def _shown(
+    evaluator: Evaluator,
+    uniform: Mapping[str, Assignment],
+    screened: Screening | None,
+    limits: Limits | None,
+) -> dict[str, Tensor] | None:
+    """What the search may begin with: nothing under a budget, where no strategy may have the best options."""
+    if screened is None or limits is not None:
+        return None
+    return shown_effects(evaluator.supernet, uniform, screened.scores)
+
+
 def _discretize(
     evaluator: Evaluator,
     found: Sequence[Assignment],
@@ -184,9 +221,11 @@ def _discretize(
     deadline: Deadline,
     reporter: Reporter,
     limits: Limits | None,
+    screened: Screening | None,
 ) -> Discretized:
-    passes = settings.refine.passes + (0 if limits is None else settings.refine.program_passes)
-    planned = int(passes * len(evaluator.parts["refine"]))
+    images = len(evaluator.parts["refine"])
+    programs = 0 if limits is None else settings.refine.program_passes * images
+    planned = int(settings.refine.limit(images) + programs)
     with reporter.stage("discretize", planned) as stage:
         # Not before: a step of the search ends in a checkpoint of its own.
         evaluator.advance = stage.advance
@@ -198,9 +237,10 @@ def _discretize(
             uniform,
             settings.refine,
             settings.finalists,
-            settings.screen_images,
+            settings.screen_images or FIRST_RUNG,
             lambda: deadline.passed(REFINE_SHARE),
             limits,
+            screened,
         )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dqss.budget.limits import Budget
-from dqss.discretize import RefineSettings
+from dqss.discretize import PASSES, RefineSettings
 from dqss.errors import UserError
 from dqss.lit.schedules import MeanFieldSchedule, Schedule
 from dqss.lit.settling import Settling
@@ -14,10 +14,15 @@ from dqss.losses import Distance, SearchLoss
 from dqss.repair import RepairSettings
 from dqss.uniform import FIRST_RUNG
 
-STEPS, EASY_STEPS, EASY_BITS = 1200, 300, 8
-"""Steps of a search, and of one whose candidates all have at least so many bits: there is little to
-lose there, while at three and at six bits 1,200 steps found better strategies than 300 did
-(``experiments/cifar_resnet20``)."""
+EASY_BITS = 8
+"""A search whose candidates all have so many bits or more is easy: there is little to lose.
+
+At three and at six bits 1,200 steps found better strategies than 300 did (``experiments/cifar_resnet20``).
+"""
+STEPS, EASY_STEPS = 1200, 120
+SCREEN_IMAGES, EASY_SCREEN_IMAGES = FIRST_RUNG, 4
+EASY_PASSES = 0.0
+"""Of the refinement of an easy search: it changed nothing in any (``experiments/imagenet_mobile``)."""
 BUDGET_STEPS = 100
 """Steps of a search within a budget. It begins from estimates of all effects, and from what they lead to the
 refinement goes furthest: what 300 and 600 steps ended in was no better (``experiments/budgets``)."""
@@ -39,7 +44,7 @@ class PTQSettings:
     """Settings of :func:`dqss.search_ptq`; the method group of the configuration.
 
     Attributes:
-        steps: of the search; None: as many as its bits need, see :meth:`steps_at`.
+        steps: of the search; None: as many as its bits need, see :meth:`at`.
         batch_size: images a step; each step draws or mixes once, so small batches go far.
         learning_rate: of schedules that use Adam on the logits.
         schedule: relaxation over the steps.
@@ -53,7 +58,10 @@ class PTQSettings:
             :func:`dqss.recompute.blocks`. None: none.
         parts: shares of the inputs for the search with its refinement, and for the selection.
         refine: how the argmax is re-decided.
-        screen_images: on which all uniform strategies are measured; the better ones on more.
+        screen_first: whether the uniform strategies are measured before the search, which then
+            begins with what they have shown of each algorithm; None: in an easy search, see :meth:`at`.
+        screen_images: on which all uniform strategies are measured, the better ones on more; None:
+            see :meth:`at`.
         finalists: uniform strategies that are measured on all of the part that is searched on; the
             best of them meets the searched one on the selection part.
         oracle: measure every uniform strategy on the validation data, not only the finalists.
@@ -79,7 +87,8 @@ class PTQSettings:
     recompute: str | Sequence[str] | None = None
     parts: tuple[float, float] = (0.8, 0.2)
     refine: RefineSettings = field(default_factory=RefineSettings)
-    screen_images: int = FIRST_RUNG
+    screen_first: bool | None = None
+    screen_images: int | None = None
     finalists: int = 4
     oracle: bool = False
     budget: Budget | None = None
@@ -110,13 +119,28 @@ class PTQSettings:
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise UserError(f"method.max_minutes={self.max_minutes!r}: expected a positive number or null")
 
-    def steps_at(self, bits: int) -> int:
-        """The steps of a search whose candidates have ``bits`` or more."""
-        if self.steps:
-            return self.steps
+    def at(self, bits: int) -> PTQSettings:
+        """The same with nothing left open, for a search whose candidates have ``bits`` or more."""
+        easy = bits >= EASY_BITS
+        passes = EASY_PASSES if easy else PASSES
+        return replace(
+            self,
+            steps=self.steps or self._open_steps(easy),
+            screen_first=easy if self.screen_first is None else self.screen_first,
+            screen_images=self.screen_images or (EASY_SCREEN_IMAGES if easy else SCREEN_IMAGES),
+            refine=replace(self.refine, passes=passes if self.refine.passes is None else self.refine.passes),
+        )
+
+    def _open_steps(self, easy: bool) -> int:
         if self.schedule.informed_entropy is not None and self.budget is not None and self.budget.given():
             return BUDGET_STEPS
-        return STEPS if bits < EASY_BITS else EASY_STEPS
+        return EASY_STEPS if easy else STEPS
+
+    def steps_at(self, bits: int) -> int:
+        """The steps of a search whose candidates have ``bits`` or more."""
+        steps = self.at(bits).steps
+        assert steps is not None
+        return steps
 
 
 def _patterns(given: str | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -16,7 +16,7 @@ from dqss.calls import call_model
 from dqss.choice import TensorChoice
 from dqss.coverage import Coverage
 from dqss.lit.build import build, limits_of
-from dqss.lit.fit import planned_steps
+from dqss.lit.fit import planned_steps, settled
 from dqss.lit.objective import Objective
 from dqss.lit.qat_build import CALIBRATION_BATCH, build_qat
 from dqss.lit.qat_search import QATResult
@@ -117,6 +117,7 @@ def print_plan(
         evaluator.first_order(supernet.argmax(), "search", len(indices))
     per_image = (time.perf_counter() - started) / len(indices) / 3
     uniform = len(uniform_assignments(supernet))
+    settings = settled(settings, supernet)
     evaluations = _expected_evaluations(len(samples), uniform, planned_steps(settings, supernet), settings)
     evaluations += 3 * PROBES if supernet.needs_gradients else 0
     minutes = (setup + evaluations * per_image) / 60
@@ -181,13 +182,13 @@ def _counts(supernet: Supernet) -> str:
 def _expected_evaluations(count: int, uniform: int, steps: int, settings: PTQSettings) -> int:
     search, select = (round(share * count) for share in settings.parts)
     batch = min(settings.batch_size, max(search, 1))
-    screening = uniform * settings.screen_images * 2 + settings.finalists * search
+    screening = uniform * (settings.screen_images or 0) * 2 + settings.finalists * search
     found = len(settings.schedule.cold(steps))
     return int(
         search
         + 3 * steps * batch
         + (found * search if found > 1 else 0)
-        + settings.refine.passes * search
+        + settings.refine.limit(search)
         + screening
         + (settings.finalists + 4) * select
     )

@@ -17,6 +17,7 @@ from dqss.observers.moving_average import MovingAverage
 from dqss.observers.mse import MSE
 from dqss.observers.percentile import Percentile
 from dqss.observers.power_of_two import PowerOfTwo
+from dqss.observers.together import Problem, solve_together
 from dqss.spec import Candidate
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
@@ -59,4 +60,13 @@ def build(candidate: Candidate) -> Algorithm:
     return kind(**candidate.kwargs)
 
 
-__all__ = ["ALGORITHMS", "Algorithm", "BatchExtremes", "HistogramAccumulator", "Statistics", "build"]
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "BatchExtremes",
+    "HistogramAccumulator",
+    "Problem",
+    "Statistics",
+    "build",
+    "solve_together",
+]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from dqss.functional import choose_qparams, dequantize, quantize
+from dqss.functional import choose_qparams
+from dqss.observers import loops
 from dqss.observers.base import Statistics, bounded_range, full_range
 from dqss.observers.compress import compress
 from dqss.spec import QuantSpec
 
 _CACHED = 1 << 15  # elements of a temporary on the CPU: cached, and too few to be split among threads
-_LARGE = 1 << 24  # elsewhere: few large kernels
+_LARGE = 1 << 24  # elsewhere, and where nothing passes through memory: few large kernels
+_LONGEST = 4096  # sums of more are compiled to ones that are more exact, and several times slower
 _COARSE, _FINE = 512, (1024, 2048)  # sizes of the samples that stand for longer ones
 _LINE, _PLANE = 64, 21  # points along an end: one end to search, two ends to search
 _STARTS = 2  # points of the coarse grid that are refined, besides the full range
@@ -56,8 +59,8 @@ def _search(stats: Statistics, full: Tensor, spec: QuantSpec, order: float, tied
     index = errors.topk(_STARTS, dim=0, largest=False).indices
     best = fractions.gather(0, index[..., None].expand(-1, -1, 2))
     best = torch.cat([best, torch.ones_like(best[:1])])
-    for around in _neighbourhoods(float(-step.min()), spec, tied):
-        best = _refine(best, around.to(step.device)[:, None] * step, fine, full, spec, order)
+    for around in _neighbourhoods(step, spec, tied):
+        best = _refine(best, around, fine, full, spec, order)
     finalists = torch.cat([torch.ones_like(best[:1]), best])
     errors = range_errors(stats, finalists * full, spec, order)
     index = errors.argmin(dim=0)[None, :, None].expand(-1, -1, 2)
@@ -88,18 +91,25 @@ def qparam_errors(
     """
     candidates, channels = scale.shape
     n = stats.values.shape[1]
-    budget = _CACHED if stats.values.device.type == "cpu" else _LARGE
+    kernel, work = loops.errors(float(order)), candidates * channels * n
+    low, high = spec.qmin - zero_point, spec.qmax - zero_point
+    # Single rows or columns, and sums that are long, would each be compiled anew, and gain little.
+    fused = kernel.fuses(work) and channels > 1 and 1 < n <= _LONGEST
+    run = partial(kernel, work) if fused else kernel.eager
+    budget = _LARGE if fused or stats.values.device.type != "cpu" else _CACHED
     rows = min(channels, max(1, budget // n))
     depth = max(1, budget // (n * rows))
+    if rows == channels and depth >= candidates:
+        values, counts = stats.values.contiguous(), stats.counts.contiguous()
+        found: Tensor = run(values, counts, scale.contiguous(), low, high)
+        return found
     errors = torch.empty_like(scale)
     for c in range(0, channels, rows):
-        values, counts = stats.values[None, c : c + rows], stats.counts[None, c : c + rows]
+        values, counts = (part[c : c + rows].contiguous() for part in (stats.values, stats.counts))
         for g in range(0, candidates, depth):
             block = (slice(g, g + depth), slice(c, c + rows))
-            s, z = scale[block][..., None], zero_point[block][..., None]
-            difference = dequantize(quantize(values, s, z, spec), s, z).sub_(values)
-            cost = difference.square_() if order == 2 else difference.abs_().pow_(order)
-            errors[block] = cost.mul_(counts).sum(dim=-1)
+            grids = (part[block].contiguous() for part in (scale, low, high))
+            errors[block] = run(values, counts, *grids)
     return errors
 
 
@@ -123,19 +133,29 @@ def _coarse_fractions(smallest: Tensor, tied: bool) -> tuple[Tensor, Tensor]:
     return torch.stack([low, high], dim=-1).flatten(0, 1)[:-1], step  # but not both
 
 
-def _neighbourhoods(step: float, spec: QuantSpec, tied: bool) -> Iterator[Tensor]:
-    """Offsets ``[G, 2]`` to try, in units of a coarse step of ``step`` (a log), finer and finer."""
-    line = torch.linspace(-1, 1, 9)
+def _neighbourhoods(step: Tensor, spec: QuantSpec, tied: bool) -> Iterator[Tensor]:
+    """Logs of the factors to try, ``[G, C, 2]``, around what was best, finer and finer.
+
+    Channels whose steps are small enough stay where they are, whatever others need.
+
+    Args:
+        step: of the coarse grid, as a log, ``[C, 2]``.
+        spec: the grid.
+        tied: whether both ends move by the same factor.
+    """
+    line = torch.linspace(-1, 1, 9, device=step.device)
     reach, enough = 1.0, 0.25 / (spec.qmax - spec.qmin)
     if not tied:  # the zero point ties the ends together: at first both at once
-        yield torch.cartesian_prod(line[::2], line[::2])
+        yield torch.cartesian_prod(line[::2], line[::2])[:, None] * step
         reach = 0.5
-    while reach * step > enough:
+    largest = -step.amin(dim=1, keepdim=True)
+    while bool((largest * reach > enough).any()):
+        moved = torch.where(largest * reach > enough, reach * step, 0.0)
         if tied:
-            yield reach * line[:, None].expand(-1, 2)
+            yield line[:, None, None] * moved
         else:
-            yield reach * torch.stack([line, torch.zeros_like(line)], dim=1)
-            yield reach * torch.stack([torch.zeros_like(line), line], dim=1)
+            for end in torch.eye(2, device=step.device):
+                yield line[:, None, None] * (moved * end)
         reach /= 4
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dqss.errors import DataError, NonFiniteError
+from dqss.observers import loops
 from dqss.observers.base import BatchExtremes, Statistics, power_of_two
 
 _CHUNK = 1 << 18  # values binned at a time: small enough for the cache
@@ -40,8 +41,8 @@ class HistogramAccumulator:
         self._seen = 0
         self._batches: deque[tuple[Tensor, Tensor]] | None = deque(maxlen=_BATCHES) if keep_batches else None
         self._importance: Tensor | None = None
-        self._counts = torch.zeros((channels, bins), dtype=torch.int64)
-        self._zeros = torch.zeros(channels, dtype=torch.int64)
+        self._counts = torch.zeros((channels, bins + loops.LANES), dtype=torch.int64)  # zeros at the end
+        self._offset = torch.arange(channels, dtype=torch.int32) * (bins + loops.LANES)
         self._minimum = torch.full((channels,), torch.inf)
         self._maximum = torch.full((channels,), -torch.inf)
         self._width = power_of_two(torch.full((channels,), -126))
@@ -65,13 +66,19 @@ class HistogramAccumulator:
             return
         if self._seen == 0:
             self._to(rows.device)
-        low, high = _extremes(rows)
-        if self._batches is not None:
-            self._batches.append((low, high))
-        self._cover(torch.minimum(self._minimum, low), torch.maximum(self._maximum, high))
+        before = self._state()
         columns = max(1, max(_CHUNK, self._counts.numel()) // self.channels)
-        for chunk in torch.split(rows, columns, dim=1):
-            self._add(chunk)
+        # A row of its own has no stride that a compiled loop would have to know.
+        chunks = torch.split(rows.reshape(-1) if self.channels == 1 else rows, columns, dim=-1)
+        try:
+            found = [self._add(chunk.view(self.channels, -1)) for chunk in chunks]
+        except _NotFiniteError:
+            self._load(before)
+            nan, inf = int(torch.isnan(rows).sum()), int(torch.isinf(rows).sum())
+            raise NonFiniteError(f"{nan} NaN and {inf} infinite among {rows.numel()} values") from None
+        if self._batches is not None:
+            lows, highs = (torch.stack(parts) for parts in zip(*found, strict=True))
+            self._batches.append((lows.amin(dim=0), highs.amax(dim=0)))
         self._seen += rows.shape[1]
 
     def weigh(self, rows: Tensor, importance: Tensor) -> None:
@@ -100,12 +107,12 @@ class HistogramAccumulator:
         if self._seen == 0:
             raise DataError("no values to calibrate with: give at least one input that is not empty")
         number = self._start[:, None] + torch.arange(self.bins, device=self._start.device)
-        counts = self._counts - torch.where(number == 0, self._zeros[:, None], 0)
+        counts, zeros = self._counts[:, : self.bins], self._counts[:, self.bins :].sum(dim=1, keepdim=True)
         centres = (number + 0.5) * self._width[:, None]
         values = torch.cat([centres, torch.zeros_like(centres[:, :1])], dim=1)
         values = torch.clamp(values, self._minimum[:, None], self._maximum[:, None])
         values, order = values.sort(dim=1, stable=True)
-        counts = torch.cat([counts, self._zeros[:, None]], dim=1).gather(1, order)
+        counts = torch.cat([counts, zeros], dim=1).gather(1, order)
         importance = None if self._importance is None else self._importance.to(order.device).gather(1, order)
         return Statistics(
             values,
@@ -127,45 +134,62 @@ class HistogramAccumulator:
         return rows.detach().to(torch.float32)
 
     def _to(self, device: torch.device) -> None:
-        for name in ("_counts", "_zeros", "_minimum", "_maximum", "_width", "_start"):
-            setattr(self, name, getattr(self, name).to(device))
+        self._offset = self._offset.to(device)
+        self._load([part.to(device) for part in self._state()])
 
-    def _cover(self, minimum: Tensor, maximum: Tensor) -> None:
-        """Widen the windows to ``[minimum, maximum]`` by merging pairs of bins, and shift them."""
+    def _state(self) -> list[Tensor]:
+        """What an update changes; tensors are replaced, never written into."""
+        return [self._counts, self._minimum, self._maximum, self._width, self._start]
+
+    def _load(self, state: list[Tensor]) -> None:
+        self._counts, self._minimum, self._maximum, self._width, self._start = state
+
+    def _add(self, chunk: Tensor) -> tuple[Tensor, Tensor]:
+        """Count ``[C, n]``; the extremes of each row."""
+        place, low, high = self._place(chunk)
+        minimum, maximum = torch.minimum(self._minimum, low), torch.maximum(self._maximum, high)
+        if not (torch.equal(minimum, self._minimum) and torch.equal(maximum, self._maximum)):
+            if not bool((torch.isfinite(minimum) & torch.isfinite(maximum)).all()):
+                raise _NotFiniteError
+            if self._cover(minimum, maximum):
+                place, _, _ = self._place(chunk)
+        counted = torch.bincount(place.reshape(-1), minlength=self._counts.numel())
+        self._counts = self._counts + counted.view_as(self._counts)
+        return low, high
+
+    def _place(self, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        zeros = self._offset + self.bins
+        place, low, high = loops.place(
+            chunk.numel(), chunk, 1 / self._width, self._start, self._offset, zeros
+        )
+        return place, low, high
+
+    def _cover(self, minimum: Tensor, maximum: Tensor) -> bool:
+        """Widen the windows to ``[minimum, maximum]`` by merging pairs of bins, and shift them.
+
+        Returns:
+            Whether any bin has moved.
+        """
         self._minimum, self._maximum = minimum, maximum
         width = _fitting_width(minimum, maximum, self.bins)
         start = torch.floor(minimum / width)
         if torch.equal(width, self._width) and torch.equal(start, self._start):
-            return
+            return False
         doublings = torch.frexp(width).exponent - torch.frexp(self._width).exponent
         number = self._start[:, None].long() + torch.arange(self.bins, device=start.device)
         # An arithmetic shift is a floor; by 62 every bin number has become 0 or -1 already.
         number = number >> doublings.long().clamp(max=62)[:, None]
         position = (number - start[:, None].long()).clamp(0, self.bins - 1)  # empty bins may fall outside
-        self._counts = torch.zeros_like(self._counts).scatter_add_(1, position, self._counts)
+        zeros = self._counts[:, self.bins :]
+        merged = torch.zeros_like(self._counts[:, : self.bins])
+        merged.scatter_add_(1, position, self._counts[:, : self.bins])
+        self._counts = torch.cat([merged, zeros], dim=1)
         self._width, self._start = width, start
-
-    def _add(self, chunk: Tensor) -> None:
-        # Dividing by a power of two and subtracting whole numbers below 2^24 are exact in fp32.
-        position = (chunk * (1 / self._width)[:, None]).floor_().sub_(self._start[:, None]).to(torch.int32)
-        if self.channels > 1:
-            channel = torch.arange(self.channels, device=chunk.device, dtype=torch.int32)
-            position += channel[:, None] * self.bins
-        counted = torch.bincount(position.reshape(-1), minlength=self._counts.numel())
-        self._counts += counted.view_as(self._counts)
-        self._zeros += (chunk == 0).sum(dim=1)
+        return True
 
 
-def _extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
-    if rows.shape[0] == 1:  # several times faster than along a dimension
-        low, high = (extreme.reshape(1) for extreme in torch.aminmax(rows))
-    else:
-        low, high = torch.aminmax(rows, dim=1)
-    bad = ~(torch.isfinite(low) & torch.isfinite(high))
-    if bad.any():
-        nan, inf = int(torch.isnan(rows).sum()), int(torch.isinf(rows).sum())
-        raise NonFiniteError(f"{nan} NaN and {inf} infinite among {rows.numel()} values")
-    return low, high
+class _NotFiniteError(Exception):
+    """A value is NaN or infinite."""
 
 
 def _fitting_width(minimum: Tensor, maximum: Tensor, bins: int) -> Tensor:

@@ -74,7 +74,8 @@ def _affine(
     sample = compress(stats, _FINE)
     spacing = (only_above - only_below).abs().amax(dim=0) / (_PLACES - 1)
     while bool((spacing > 1).any()):
-        offsets = torch.linspace(-1, 1, _PLACES, device=low.device)[:, None] * spacing
+        # Channels whose places are next to each other stay, whatever others need.
+        offsets = torch.linspace(-1, 1, _PLACES, device=low.device)[:, None] * spacing.where(spacing > 1, 0.0)
         nearby = torch.round(zero_point + offsets).clamp(spec.qmin, spec.qmax)
         scale, zero_point = _best(sample, scale.expand_as(nearby), nearby, spec)
         spacing = spacing * 2 / (_PLACES - 1)

@@ -15,7 +15,7 @@ from dqss.quantizers.lsq import LSQ
 from dqss.quantizers.lsq_plus import LSQPlus
 from dqss.quantizers.pact import PACT
 from dqss.quantizers.pams import PAMS
-from dqss.quantizers.static import StaticQuantizer
+from dqss.quantizers.static import StaticQuantizer, calibrate_all
 from dqss.quantizers.tqt import TQT
 from dqss.spec import Candidate, Role
 
@@ -86,6 +86,7 @@ __all__ = [
     "Quantizer",
     "StaticQuantizer",
     "build",
+    "calibrate_all",
     "check",
     "learned_algorithms",
     "learns",

@@ -156,7 +156,7 @@ class Prepared:
     def best_uniform(self) -> dict[str, int]:
         """The pair of algorithms that is best at the target's own bits, on all calibration images."""
         found = screen(self.evaluator, self.uniform, 1, len(self.evaluator.samples))
-        return dict(self.uniform[found[0]])
+        return dict(self.uniform[found.names[0]])
 
     def cost(self, assignment: Assignment) -> float:
         """Of what is limited; never above it."""
@@ -192,7 +192,7 @@ def scored(study: Study, target: Target, seed: int, wanted: Callable[[str], bool
     def greedy() -> Assignment:
         bits = [max(each) for each in target.widths(study.widths)]
         widest = uniform_at(supernet, Target(bits[0], bits[1], target.limit))
-        start = dict(widest[screen(evaluator, widest, 1, len(evaluator.samples))[0]])
+        start = dict(widest[screen(evaluator, widest, 1, len(evaluator.samples)).names[0]])
         scores = baselines.measured(evaluator, start, "refine", PROBED)
         return baselines.greedy(evaluator, start, limits, scores)
 

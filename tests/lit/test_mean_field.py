@@ -15,7 +15,7 @@ from dqss.budget.cost import SumCost
 from dqss.budget.solve import Limit
 from dqss.budget.steer import Steering
 from dqss.decision import Decision, Frozen, Sampled
-from dqss.effects import logits_of_entropy, potentials
+from dqss.effects import ONE_SIDED, logits_of_entropy, potentials
 from dqss.errors import NonFiniteError, UserError
 from dqss.lit.mean_field import MeanField
 from dqss.lit.schedules import MeanFieldSchedule, Schedule, SoftmaxSchedule
@@ -287,3 +287,42 @@ def test_a_search_that_begins_from_estimates_takes_fewer_steps(
 ) -> None:
     assert PTQSettings(budget=budget, schedule=schedule).steps_at(4) == steps
     assert PTQSettings(budget=budget, schedule=schedule, steps=7).steps_at(4) == 7
+
+
+def test_it_begins_with_what_was_shown() -> None:
+    """Before any sample: effects as they were shown, logits in their order at the entropy wanted."""
+    problem = Quadratic((4, 3), 0)
+    shown = {"d0": torch.tensor([0.5, -1.0, 2.0, 0.0]).double(), "d1": torch.tensor([0.1, 0.0, 0.2]).double()}
+    optimizer = MeanField(problem.decisions, lambda done: 0.4, shown=shown)
+    entropies = []
+    for decision in problem.decisions:
+        effect = shown[decision.name]
+        torch.testing.assert_close(optimizer.effects(decision), effect - effect.mean())
+        p = torch.softmax(decision.logits.detach().double(), 0)
+        assert p.argsort(descending=True).tolist() == effect.argsort().tolist()
+        entropies.append(float(torch.special.entr(p).sum()) / math.log(len(p)))
+    assert sum(entropies) / 2 == pytest.approx(0.4, abs=1e-3)
+
+
+def test_what_was_not_shown_is_neither_good_nor_bad() -> None:
+    problem = Quadratic((4,), 0)
+    shown = {"d0": torch.tensor([1.0, -1.0, math.nan, 3.0]).double()}
+    found = MeanField(problem.decisions, lambda done: 0.5, shown=shown).effects(problem.decisions[0])
+    known = found[[0, 1, 3]]
+    torch.testing.assert_close(found[2], known.mean())
+    # It is held to be like each of the others, but with little weight: one sample in twenty.
+    wanted = torch.tensor([0.0, -2.0, 2.0]).double()
+    torch.testing.assert_close(known - known.mean(), wanted * 3 / (3 + ONE_SIDED))
+
+
+def test_what_was_shown_gives_way_to_what_is_measured() -> None:
+    """A false start costs samples, not the result."""
+    problem = Quadratic((3, 3, 3), 1)
+    for n, errors in enumerate(problem.errors):  # each in a dimension of its own
+        errors *= torch.eye(6)[n]
+    best = problem.best()
+    shown = {f"d{n}": torch.tensor([float(k == best[n]) for k in range(3)]).double() for n in range(3)}
+    optimizer = MeanField(problem.decisions, falling(150), shown=shown)
+    assert problem.choice() != best
+    problem.run(optimizer, 150)
+    assert problem.choice() == best

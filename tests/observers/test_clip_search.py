@@ -119,13 +119,15 @@ def test_channels_do_not_influence_each_other():
     rows = torch.stack([torch.from_numpy(sample(kind)) for kind in KINDS])
     for symmetric in (True, False):
         spec = QuantSpec(4, symmetric)
-        # The number of refinements is shared, so that the ranges agree but not bit for bit.
         together = MSE().qparams(Statistics.of(rows), spec)
-        for c, kind in enumerate(KINDS):
-            alone = true_error(sample(kind), MSE(), spec, 2.0)
-            scale, zero_point = (part[c] for part in together)
-            error = (fake_quantize(rows[c], scale, zero_point, spec) - rows[c]).square().sum()
-            assert float(error) <= 1.02 * alone
+        for c in range(len(KINDS)):
+            alone = MSE().qparams(Statistics.of(rows[c : c + 1]), spec)
+            error, least = (
+                (fake_quantize(rows[c], scale, zero_point, spec) - rows[c]).double().square().sum()
+                for scale, zero_point in ([part[c] for part in together], [part[0] for part in alone])
+            )
+            # Compiled sums may be added up in another order; eager ones agree bit for bit (test_fused.py).
+            assert float(error) == pytest.approx(float(least), rel=1e-3)
 
 
 def test_compressed_samples_keep_counts_zeros_and_extremes():
