@@ -127,7 +127,10 @@ def place_run(arguments: list[str]) -> list[str]:
 
 def _forget_pretrained(model: DictConfig) -> None:
     """``model.pretrained=false`` is said to all groups; some have no weights to leave out."""
-    parameters = inspect.signature(get_object(model._target_)).parameters
+    try:
+        parameters = inspect.signature(get_object(model._target_)).parameters
+    except Exception:  # what is wrong with it is said where it is made
+        return
     if "pretrained" in model and not model.pretrained and "pretrained" not in parameters:
         with open_dict(model):
             del model["pretrained"]

@@ -88,6 +88,7 @@ def test_finished_and_other_folders_are_refused(whole: Path, tiny: tuple[str, ..
         (["data.patch=14"], "at least 15x15"),
         (["data.patch=200"], "too small for patches of 200"),
         (["sede=1"], "sede"),
+        (["model._target_=dqss.nothing"], "_target_=dqss.nothing cannot be imported"),
         (["+trainer.devices=2"], "devices"),
     ],
 )
