@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dqss.quantizers import Quantizer
+from dqss.repair.chance import chances
 
 
 class _Round(torch.autograd.Function):
@@ -52,15 +53,15 @@ class DroppingQuantizer(nn.Module):
         quantized: Tensor = self._learned(x) if self.learn else self.quantizer(x)
         if self.drop <= 0:
             return quantized
-        # On the generator's device, so that devices agree.
-        kept = torch.empty(x.shape, dtype=torch.bool, device=self.generator.device)
-        kept.bernoulli_(self.drop, generator=self.generator)
-        return torch.where(kept.to(x.device), x, quantized)
+        return torch.where(chances(x.shape, self.drop, self.generator).to(x.device), x, quantized)
 
     def _learned(self, x: Tensor) -> Tensor:
         grid = self.quantizer.grid()
         spec = grid.spec
         scale, zero_point = type(grid)(self.scale(), grid.zero_point, spec).shaped(x.shape)
         rounded: Tensor = _Round.apply(x.to(torch.float32) / scale)
-        codes = torch.clamp(rounded + zero_point, spec.qmin, spec.qmax)
+        unclipped = rounded + zero_point
+        inside = (unclipped >= spec.qmin) & (unclipped <= spec.qmax)
+        # Not clamp: its gradient stops at the outermost codes already.
+        codes = torch.where(inside, unclipped, unclipped.detach().clamp(spec.qmin, spec.qmax))
         return ((codes - zero_point) * scale).to(x.dtype)

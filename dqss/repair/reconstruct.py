@@ -20,6 +20,7 @@ from dqss.attach import INPUT_QUANTIZER, attach_weight, detach_weight
 from dqss.errors import NonFiniteError
 from dqss.mixing import Codes, Grid
 from dqss.quantizers import Quantizer
+from dqss.repair.chance import chances
 from dqss.repair.dropping import DroppingQuantizer
 from dqss.repair.rounding import SoftRounding, regularizer
 from dqss.repair.settings import RepairSettings
@@ -182,8 +183,7 @@ class Reconstruction:
         """Quantized and float inputs, mixed value by value."""
         x = data.quantized[rows]
         if data.exact is not None and self.settings.float_inputs > 0:
-            chosen = torch.empty(x.shape, dtype=torch.bool)
-            chosen.bernoulli_(self.settings.float_inputs, generator=self.generator)
+            chosen = chances(x.shape, self.settings.float_inputs, self.generator)
             x = torch.where(chosen, data.exact[rows], x)
         return x.to(self.device)
 

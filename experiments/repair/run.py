@@ -64,6 +64,7 @@ ROWS: dict[str, tuple[str, RepairSettings | None]] = {
     "minmax+adaround": ("minmax", ADAROUND),
     "searched+adaround": ("searched", ADAROUND),
     "searched+biases": ("searched", BIASES),
+    "searched+adaround+biases": ("searched", replace(ADAROUND, bias_correction=True)),
 }
 """What is tuned, and how."""
 
