@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dqss.data.base import CalibrationDataModule, positive
 from dqss.data.image_files import SkippedImages, given_folders, image_files, read_image, spread
+from dqss.data.image_items import ImageItems
 from dqss.data.labels import Labelling, labels_of
 from dqss.errors import DataError
 from dqss.models.loaded import InputConfig
@@ -23,6 +24,8 @@ from dqss.samples import Samples
 _log = logging.getLogger(__name__)
 Transform = Callable[[Image.Image], Tensor]
 Batch = tuple[Tensor, Tensor | None]
+SCALE = (0.35, 1.0)
+"""Areas of the crops to train with: milder than for a training from scratch, as tuning wants it."""
 _DEFAULT_INPUT = InputConfig(size=(3, 224, 224), interpolation="bicubic", crop_pct=0.875)
 
 
@@ -38,6 +41,8 @@ class ImageFolder(CalibrationDataModule):
         batch_size: images in a batch of the loaders.
         num_workers: processes that decode; 0 decodes in this one.
         seed: moves the evenly spread choice of calibration images.
+        train_dir: images to train with (QAT), or None; labelled by their class folders, and without
+            labels trained towards the float network's outputs.
 
     Raises:
         DataError: for numbers below one, or no calibration folder.
@@ -52,8 +57,10 @@ class ImageFolder(CalibrationDataModule):
         batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 0,
+        train_dir: str | Path | None = None,
     ) -> None:
         super().__init__()
+        self.train_dir = None if train_dir is None else Path(train_dir).expanduser()
         self.calibration_dir, self.validation_dir = given_folders(calibration_dir, validation_dir)
         self.calibration_images = positive("calibration_images", calibration_images)
         self.validation_images = (
@@ -73,14 +80,16 @@ class ImageFolder(CalibrationDataModule):
         if config.size[0] not in (1, 3):
             raise DataError(f"the model expects images of {config.size[0]} channels: imagefolder has 1 or 3")
         self.mode = "RGB" if config.size[0] == 3 else "L"
+        shared: dict[str, Any] = {
+            "interpolation": config.interpolation,
+            "mean": config.mean,
+            "std": config.std,
+        }
         self.transform: Transform = create_transform(
-            config.size,
-            is_training=False,
-            interpolation=config.interpolation,
-            mean=config.mean,
-            std=config.std,
-            crop_pct=config.crop_pct,
-            crop_mode=config.crop_mode,
+            config.size, crop_pct=config.crop_pct, crop_mode=config.crop_mode, **shared
+        )
+        self.augment: Transform = create_transform(
+            config.size, is_training=True, scale=SCALE, color_jitter=0.0, **shared
         )
 
     def calibration(self) -> Samples:
@@ -98,6 +107,20 @@ class ImageFolder(CalibrationDataModule):
         labels = labelling.labels
         targets = None if labels is None else [torch.tensor(labels[position]) for position in kept]
         return Samples(images, targets)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """See :meth:`CalibrationDataModule.train_dataloader`: random crops, mirrored or not."""
+        if self.train_dir is None:
+            raise DataError(
+                "data.train_dir is not given, which method=qat needs: a folder of images to train"
+            )
+        files, labelling = self._chosen(self.train_dir, "train", None)
+        if labelling.labels is None:
+            _log.warning("%s is used without labels: %s", self.train_dir, labelling.reason)
+        items = ImageItems(files, labelling.labels, self.mode, self.augment)
+        return DataLoader(
+            items, self.batch_size, shuffle=True, num_workers=self.num_workers, collate_fn=ImageItems.collate
+        )
 
     def val_dataloader(self) -> DataLoader[Any] | None:
         """See :meth:`CalibrationDataModule.val_dataloader`."""

@@ -93,8 +93,10 @@ class SafeKeeping(Callback):
             pl_module.log_row(row)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """After each step."""
+        """After each step of the optimizer."""
         assert isinstance(pl_module, SteppedModule)
+        if not pl_module.between_steps:
+            return
         try:
             self.stage.advance()
         except Interrupted:
@@ -125,7 +127,7 @@ class SafeKeeping(Callback):
     ) -> None:
         """Lightning has a stop of its own, between two steps, that comes by no other hook."""
         assert isinstance(pl_module, SteppedModule)
-        if isinstance(exception, SIGTERMException):
+        if isinstance(exception, SIGTERMException) and pl_module.between_steps:
             self._save(trainer, pl_module)
 
     def _save(self, trainer: pl.Trainer, module: SteppedModule) -> None:

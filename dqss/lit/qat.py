@@ -41,6 +41,7 @@ class Phase:
         warmup: share of the steps in which the logits stand still.
         schedule: relaxation over the steps; None where every decision is fixed.
         update: what learns in which step.
+        span: of the curve of learning rates, in shares; a phase may begin or end in the midst of it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Phase:
     warmup: float
     schedule: Schedule | None
     update: Update
+    span: tuple[float, float] = (0.0, 1.0)
 
 
 class QATTraining(SteppedModule):
@@ -94,6 +96,11 @@ class QATTraining(SteppedModule):
     def steps(self) -> int:
         """See :attr:`SteppedModule.steps`."""
         return -(-self.phase.batches // self.accumulate)
+
+    @property
+    def between_steps(self) -> bool:
+        """See :attr:`SteppedModule.between_steps`."""
+        return self.position % self.accumulate == 0
 
     def batches(self) -> Steps:
         """The numbered batches of this process."""
@@ -169,7 +176,10 @@ class QATTraining(SteppedModule):
     # -- optimizer ----------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        """One optimizer, three parameter groups; rates rise, then fall to zero with a cosine."""
+        """One optimizer, three parameter groups; rates rise, then fall with a cosine.
+
+        Those of the logits fall to zero within the phase, the others along its span of the whole curve.
+        """
         settings, learnable = self.settings, self._learnable
         groups: list[dict[str, Any]] = [
             {
@@ -211,13 +221,15 @@ class QATTraining(SteppedModule):
     def _rate(self, waits: bool) -> Callable[[int], float]:
         steps = self.steps
         first = self.phase.warmup * steps if waits else 0.0
+        begin, end = (0.0, 1.0) if waits else self.phase.span
         ramp = max(self.settings.ramp * steps, 1.0)
 
         def factor(step: int) -> float:
             if step < first:
                 return 0.0
             rise = min(1.0, (step - first + 1) / ramp)
-            return rise * 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
+            along = begin + (end - begin) * min(step / steps, 1.0)
+            return rise * 0.5 * (1.0 + math.cos(math.pi * along))
 
         return factor
 

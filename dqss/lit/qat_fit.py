@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -88,7 +90,8 @@ def make_trainer(
 ) -> pl.Trainer:
     """Lightning's trainer for one phase; what its user says goes before what we say."""
     given = dict(trainer)
-    callbacks = [keeping, *given.pop("callbacks", ())]
+    # Last: what it keeps is what the others have made of a step.
+    callbacks = [*map(_fresh, given.pop("callbacks", None) or ()), keeping]
     accelerator = "gpu" if device_of(trainer).type == "cuda" else "cpu"
     options: dict[str, Any] = {**given, **check_processes(trainer), "accelerator": accelerator}
     try:
@@ -107,3 +110,8 @@ def make_trainer(
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _fresh(callback: Callback) -> Callback:
+    """Averages of weights begin anew in each phase: theirs are other networks, and steps count from zero."""
+    return copy.deepcopy(callback) if isinstance(callback, WeightAveraging) else callback

@@ -186,7 +186,12 @@ class _Run:
         """Everything learns."""
         settings = self.settings
         phase = Phase(
-            SEARCH, self._batches(settings.epochs), settings.warmup, settings.schedule, settings.update
+            SEARCH,
+            self._batches(settings.epochs),
+            settings.warmup,
+            settings.schedule,
+            settings.update,
+            span=(0.0, self._turn()[0]),
         )
         searched = self._fit(phase, SEARCH_SHARE, ())
         searched.trajectory.keep()
@@ -201,7 +206,8 @@ class _Run:
             logits = {key: value for key, value in supernet.state_dict().items() if key.endswith(".logits")}
             supernet.load_state_dict({**initial, **logits})
             supernet.fix(assignment)
-        phase = Phase(TUNE, self._batches(self.settings.tune_epochs), 0.0, None, SinglePass())
+        span = (self._turn()[1], 1.0)
+        phase = Phase(TUNE, self._batches(self.settings.tune_epochs), 0.0, None, SinglePass(), span)
         rows = self._fit(phase, 1.0, earlier).history
         supernet.eval()
         offset = earlier[-1]["step"] if earlier else 0
@@ -256,6 +262,14 @@ class _Run:
         size = CALIBRATION_BATCH if self.samples.uniform else 1
         for indices in batches(range(len(self.samples)), size):
             yield self.samples.batch(indices), self.samples.targets(indices)
+
+    def _turn(self) -> tuple[float, float]:
+        """Where on the curve of learning rates the search ends and where the tuning begins."""
+        settings = self.settings
+        if settings.restart or settings.start is Start.FLOAT:
+            return 1.0, 0.0
+        share = settings.epochs / (settings.epochs + settings.tune_epochs)
+        return share, share
 
     def _fit(self, phase: Phase, share: float, earlier: Iterable[HistoryRow]) -> QATTraining:
         settings, work = self.settings, self.work

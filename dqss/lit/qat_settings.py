@@ -29,6 +29,11 @@ def _adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     return RelativeAdamW(groups, betas=(0.9, 0.99))
 
 
+def _pressed() -> Schedule:
+    """A softmax that is pressed towards certainty; ``experiments/cifar_qat`` compares it with others."""
+    return SoftmaxSchedule(entropy=0.5, entropy_delay=0.3)
+
+
 @dataclass(frozen=True)
 class QATSettings:
     """Settings of :func:`dqss.search_qat`; the method group of the configuration.
@@ -41,6 +46,8 @@ class QATSettings:
         warmup: share of them in which the logits stand still, at equal probabilities.
         tune_epochs: passes with the argmax alone, after the search; 0: none.
         start: weights, scales and clips that the tuning starts from.
+        restart: rates fall to zero in the search, and once more in the tuning; otherwise they fall once
+            over both. A tuning that starts from the float weights always begins anew.
         update: all from one loss in one pass, or in turn.
         compensate: undo the scaling of what scales and clips learn by their candidate's probability.
         batch_size: of all processes together.
@@ -48,7 +55,7 @@ class QATSettings:
             ``weight_decay``: weights, quantizers (marked ``relative``), logits.
         learning_rate, quantizer_rate, logit_rate: of the three, at their highest.
         weight_decay: of the weights.
-        ramp: share of the steps in which the rates rise; then they fall to zero with a cosine.
+        ramp: share of the steps in which the rates rise; then they fall with a cosine.
         schedule: relaxation over the steps of the search.
         loss: to the labels; None: cross-entropy for classes, L1 for pictures, and where there are no
             labels the distance.
@@ -62,20 +69,21 @@ class QATSettings:
         record_every: steps between two rows of ``history.csv``.
     """
 
-    epochs: float = 5
+    epochs: float = 2.5
     warmup: float = 0.2
-    tune_epochs: float = 5
+    tune_epochs: float = 7.5
     start: Start | str = Start.SEARCHED
+    restart: bool = True
     update: Update = field(default_factory=SinglePass)
     compensate: bool = True
     batch_size: int = 128
     optimizer: MakeOptimizer = _adam
     learning_rate: float = 1e-3
     quantizer_rate: float = 1e-2
-    logit_rate: float = 2e-2
+    logit_rate: float = 0.1
     weight_decay: float = 1e-4
     ramp: float = 0.05
-    schedule: Schedule = field(default_factory=SoftmaxSchedule)
+    schedule: Schedule = field(default_factory=_pressed)
     loss: SearchLoss | None = None
     distillation: float = 0.0
     distance: Distance | None = None

@@ -30,6 +30,11 @@ class SteppedModule(pl.LightningModule, ABC):
         """Whether further steps would change nothing, as far as one may tell."""
         return False
 
+    @property
+    def between_steps(self) -> bool:
+        """Whether the last batch ended a step of the optimizer, so that its state can be kept."""
+        return True
+
     def log_row(self, row: HistoryRow) -> None:
         """Hand a row of the history to the loggers."""
         values = {f"search/{key}": value for key, value in row.items() if key != "step"}

@@ -87,32 +87,49 @@ def drawn(bits: int, seed: int, model: nn.Module) -> SearchSpace:
     return SearchSpace("drawn", (*rules, *learned(bits, bits, edges=EDGES).rules[:1]))
 
 
-MEAN_FIELD = MeanFieldSchedule(reheats=0)
 RAMP = SoftmaxSchedule(entropy=0.5, entropy_delay=0.3)
 """A softmax that is pressed towards certainty."""
+COOLED = SoftmaxSchedule(final_temperature=0.1)
+MEAN_FIELD = MeanFieldSchedule(reheats=0)
+QUARTER = 0.25
+"""Of the epochs for the search."""
 
 
-def searched(share: float = 0.4, **changes: Any) -> Row:
+def searched(share: float = QUARTER, **changes: Any) -> Row:
     """A search among all candidates, by the softmax unless something else is said."""
     return Row(everything, share, {"schedule": RAMP, **changes})
+
+
+def begun(share: float = 0.4, **changes: Any) -> Row:
+    """One of the settings that the study began with."""
+    return searched(share, **{"logit_rate": 0.02, **changes})
 
 
 ROWS: dict[str, Row] = {
     **{f"uniform_{name}": Row(uniform(*pair)) for name, pair in UNIFORM.items()},
     "random": Row(drawn),
-    "softmax": searched(),
-    "softmax_5x": searched(logit_rate=0.1),
-    "softmax_5x_quarter": searched(0.25, logit_rate=0.1),
+    "dqss": searched(),
+    "bilevel": searched(update=Bilevel()),
+    # One thing changed each.
+    "no_warmup": searched(warmup=0.0),
+    "no_compensation": searched(compensate=False),
+    "from_float": searched(start=Start.FLOAT),
     "gumbel": searched(schedule=GumbelSchedule(1.0, 0.5)),
     "mean_field": searched(schedule=MEAN_FIELD),
-    "bilevel": searched(schedule=SoftmaxSchedule(), update=Bilevel()),
-    "bilevel_5x": searched(logit_rate=0.1, update=Bilevel()),
-    "softmax_5x_no_warmup": searched(logit_rate=0.1, warmup=0.0),
-    "softmax_5x_no_compensation": searched(logit_rate=0.1, compensate=False),
-    "softmax_5x_from_float": searched(logit_rate=0.1, start=Start.FLOAT),
-    "softmax_5x_search_only": searched(1.0, logit_rate=0.1),
-    "from_float": searched(schedule=MEAN_FIELD, start=Start.FLOAT),
-    "search_only": searched(1.0, schedule=MEAN_FIELD),
+    # How long to search, and how the rates fall.
+    "share_40": searched(0.4),
+    "one_curve_40": searched(0.4, restart=False),
+    "one_curve_75": searched(0.75, restart=False),
+    "one_curve_75_cooled": searched(0.75, restart=False, schedule=COOLED),
+    # Another pair for all layers, to see what is to be found.
+    "pair_dorefa_lsq_plus": Row(uniform("dorefa", "lsq_plus")),
+    # The first round: logits five times slower.
+    "slow_softmax": begun(),
+    "slow_gumbel": begun(schedule=GumbelSchedule(1.0, 0.5)),
+    "slow_mean_field": begun(schedule=MEAN_FIELD),
+    "slow_bilevel": begun(schedule=SoftmaxSchedule(), update=Bilevel()),
+    "slow_from_float": begun(schedule=MEAN_FIELD, start=Start.FLOAT),
+    "slow_search_only": begun(1.0, schedule=MEAN_FIELD),
 }
 
 

@@ -26,7 +26,7 @@ from experiments.cifar_qat.network import Cifar, float_network
 from experiments.cifar_qat.run import ROWS
 from experiments.harness import quiet
 
-TIMED = ("uniform_lsq", "softmax", "gumbel", "mean_field", "bilevel")
+TIMED = ("uniform_lsq", "dqss", "gumbel", "mean_field", "bilevel")
 BATCHES = {"bilevel": 2}
 """Passes that are one step: of the logits and of everything else in turn."""
 

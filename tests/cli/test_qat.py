@@ -101,4 +101,4 @@ def test_data_without_a_training_part_is_refused(tmp_path: Path) -> None:
     for number in range(3):
         Image.new("L", (8, 8), 40 * number).save(tmp_path / f"{number}.png")
     words = ["data=imagefolder", f"data.calibration_dir={tmp_path}"]
-    assert "no training part" in call("search", *TINY[:1], *words, cwd=tmp_path).error
+    assert "data.train_dir is not given" in call("search", *TINY[:1], *words, cwd=tmp_path).error

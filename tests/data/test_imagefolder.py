@@ -11,9 +11,11 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 
 from dqss.data.image_files import image_files, read_image, spread
+from dqss.data.image_items import ImageItems
 from dqss.data.imagefolder import ImageFolder
 from dqss.data.labels import labels_of
 from dqss.errors import DataError
+from dqss.lit.training_data import TrainingData, seeded
 from dqss.models.factory import timm_model
 from dqss.models.loaded import InputConfig
 
@@ -283,3 +285,48 @@ def test_models_with_one_channel_get_grey_and_others_are_refused(tmp_path: Path)
     assert data.calibration().batch([0]).shape == (1, 1, 8, 8)
     with pytest.raises(DataError, match="4 channels"):
         data.configure(InputConfig(size=(4, 8, 8)))
+
+
+def test_training_images_are_labelled_augmented_and_drawn_from_the_global_generators(tmp_path: Path) -> None:
+    folder(tmp_path, ["0", "1", "2"])
+    data = small(tmp_path, train_dir=tmp_path)
+    picture = np.arange(64, dtype=np.uint8).reshape(8, 8) * 3
+    Image.fromarray(picture).save(tmp_path / "2" / "0.png")
+    training = TrainingData.of(data.train_dataloader())
+    with seeded(0, 1):
+        first, targets = training.batch([0, 2, 4])
+    with seeded(0, 1):
+        again, _ = training.batch([0, 2, 4])
+    with seeded(0, 2):
+        other, _ = training.batch([0, 2, 4])
+    assert targets is not None and targets.tolist() == [0, 1, 2] and first.shape == (3, 3, 8, 8)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_an_unreadable_training_image_is_replaced_by_the_next(tmp_path: Path, caplog) -> None:
+    folder(tmp_path, ["0", "1"])
+    for name in ("0/1.png", "1/1.png"):
+        (tmp_path / name).write_bytes(b"nothing")
+    items = small(tmp_path, train_dir=tmp_path).train_dataloader().dataset
+    assert [items[k][1] for k in range(4)] == [0, 1, 1, 0]
+    assert "1.png" in caplog.text and "takes its place" in caplog.text
+    for file in items.files:
+        file.write_bytes(b"nothing")
+    with pytest.raises(DataError, match="none of 4 images"):
+        ImageItems(items.files, items.labels, "RGB", items.transform)[0]
+
+
+def test_unlabelled_training_images_have_no_targets(tmp_path: Path, caplog) -> None:
+    for number in range(3):
+        write(tmp_path / f"{number}.png", 50)
+    training = TrainingData.of(small(tmp_path, train_dir=tmp_path).train_dataloader())
+    assert training.batch([0, 1])[1] is None
+    assert "without labels" in caplog.text
+
+
+def test_no_training_folder_is_said(tmp_path: Path) -> None:
+    folder(tmp_path, ["0"])
+    with pytest.raises(DataError, match=r"data\.train_dir is not given"):
+        small(tmp_path).train_dataloader()
+    with pytest.raises(DataError, match=r"data\.train_dir=.*does not exist"):
+        small(tmp_path, train_dir=tmp_path / "absent").train_dataloader()

@@ -23,7 +23,7 @@ from dqss.lit.updates import Bilevel
 from dqss.progress import Interrupted, Reporter
 from dqss.samples import Samples
 from tests.support.nets import cnn, images
-from tests.support.training import CPU, SPACE, pairs, tiny_search, trainable, training
+from tests.support.training import CPU, SPACE, Stopping, pairs, tiny_search, trainable, training
 
 SCHEDULES = {
     "softmax": SoftmaxSchedule(entropy=0.1),
@@ -161,33 +161,6 @@ def test_folded_batch_norms_leave_none_to_estimate() -> None:
 # -- interruptions ----------------------------------------------------------------------------
 
 
-class _Stopping(Reporter):
-    """Asks to stop after so many pieces of a stage."""
-
-    def __init__(self, name: str, after: int) -> None:
-        super().__init__()
-        self.name, self.after = name, after
-
-    def stage(self, name: str, total: int):
-        return super().stage(name, total) if name != self.name else _Counted(self)
-
-
-class _Counted:
-    def __init__(self, reporter: _Stopping) -> None:
-        self.reporter, self.done = reporter, 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def advance(self, amount: int = 1) -> None:
-        self.done += amount
-        if self.done >= self.reporter.after:
-            raise Interrupted(15)
-
-
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_killed_and_resumed_it_ends_the_same_bit_for_bit(schedule: str, tmp_path: Path) -> None:
     changes = {"schedule": SCHEDULES[schedule]}
@@ -195,7 +168,7 @@ def test_killed_and_resumed_it_ends_the_same_bit_for_bit(schedule: str, tmp_path
     wanted = tiny_search(model, run_dir=tmp_path / "whole", changes=changes)
     for stage, after in (("search", 5), ("search", 9), ("measure", 1), ("tune", 3)):
         with pytest.raises(Interrupted):
-            tiny_search(model, run_dir=tmp_path / "cut", changes=changes, reporter=_Stopping(stage, after))
+            tiny_search(model, run_dir=tmp_path / "cut", changes=changes, reporter=Stopping(stage, after))
     found = tiny_search(model, run_dir=tmp_path / "cut", changes=changes)
     assert found.bundle.strategy.layers == wanted.bundle.strategy.layers
     assert found.bundle.tensors.keys() == wanted.bundle.tensors.keys()

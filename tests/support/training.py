@@ -16,6 +16,7 @@ from dqss.lit.updates import SinglePass, Update
 from dqss.losses import KLDivergence
 from dqss.measure import Evaluator, Meter
 from dqss.prepare import prepare
+from dqss.progress import Interrupted, Reporter
 from dqss.samples import Samples
 from dqss.space import SearchSpace
 from dqss.trainable import TrainableSupernet
@@ -75,4 +76,32 @@ def tiny_search(model: nn.Module, space: SearchSpace = SPACE, **options: Any) ->
             **changes,
         }
     )
-    return search_qat(model, (images, labels), images, space, settings, seed=3, trainer=CPU, **options)
+    trainer = {**CPU, **options.pop("trainer", {})}
+    return search_qat(model, (images, labels), images, space, settings, seed=3, trainer=trainer, **options)
+
+
+class Stopping(Reporter):
+    """Asks to stop after so many pieces of a stage."""
+
+    def __init__(self, name: str, after: int) -> None:
+        super().__init__()
+        self.name, self.after = name, after
+
+    def stage(self, name: str, total: int):
+        return super().stage(name, total) if name != self.name else _Counted(self)
+
+
+class _Counted:
+    def __init__(self, reporter: Stopping) -> None:
+        self.reporter, self.done = reporter, 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def advance(self, amount: int = 1) -> None:
+        self.done += amount
+        if self.done >= self.reporter.after:
+            raise Interrupted(15)
