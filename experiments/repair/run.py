@@ -174,6 +174,11 @@ def rows(
         yield row, found.kl, found.top1, dev, seconds
 
 
+def _iterates(row: str) -> bool:
+    settings = ROWS[row][1]
+    return settings is not None and settings.iterations > 0
+
+
 def main() -> None:
     """Compute the rows that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -215,7 +220,7 @@ def main() -> None:
                 setting = Setting(study, bits, edges, seed, place)
                 if not table.has(*key, "float"):
                     table.add(*key, "float", 0.0, study.held_out.float().top1, 0.0, 0.0)
-                named = {row: f"{row}{suffix if ROWS[row][1] else ''}" for row in arguments.rows}
+                named = {row: row + (suffix if _iterates(row) else "") for row in arguments.rows}
                 missing = [row for row in arguments.rows if not table.has(*key, named[row])]
                 for row, *found in rows(setting, missing, change):
                     table.add(*key, named[row], *found)
