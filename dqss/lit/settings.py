@@ -20,7 +20,7 @@ EASY_BITS = 8
 At three and at six bits 1,200 steps found better strategies than 300 did (``experiments/cifar_resnet20``).
 """
 STEPS, EASY_STEPS = 1200, 120
-SCREEN_IMAGES, EASY_SCREEN_IMAGES = FIRST_RUNG, 4
+SCREEN_IMAGES, EASY_SCREEN_IMAGES = FIRST_RUNG, 8
 EASY_PASSES = 0.0
 """Of the refinement of an easy search: it changed nothing in any (``experiments/imagenet_mobile``)."""
 BUDGET_STEPS = 100
