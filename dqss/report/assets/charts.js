@@ -103,8 +103,8 @@ const Charts = {
     }).filter((trace) => trace.x.length);
     const sensitive = bars("sensitivity", "y", true);
     const element = draw("chart-importance", [...sensitive, ...bars("margin", "y2", !sensitive.length)], {
-      height: 380, barmode: "group", bargap: 0.15, xaxis: { title: { text: "layer, in network order" }, zeroline: false, anchor: "y2" },
-      yaxis: { title: { text: "sensitivity" }, domain: [0.47, 1], ...(skewed(tensors) ? logarithmic(tensors.map((t) => t.sensitivity)) : {}) }, yaxis2: { title: { text: "margin" }, domain: [0, 0.4], range: [0, 1] },
+      height: sensitive.length ? 380 : 220, barmode: "group", bargap: 0.15, xaxis: { title: { text: "layer, in network order" }, zeroline: false, anchor: "y2" },
+      yaxis: { title: { text: "sensitivity" }, visible: sensitive.length > 0, domain: [0.47, 1], ...(skewed(tensors) ? logarithmic(tensors.map((t) => t.sensitivity)) : {}) }, yaxis2: { title: { text: "margin" }, domain: sensitive.length ? [0, 0.4] : [0, 1], range: [0, 1] },
     });
     if (element) clicks(element, (point) => select(point.customdata));
     const how = { mean_field: `as the search learned it (a mean over the other decisions' options, in units of ${loss})`, first_order: `estimated from one gradient at the exported strategy (${loss}); this flatters changes` }[effects];
