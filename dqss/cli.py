@@ -149,6 +149,31 @@ def one_folder(arguments: list[str]) -> list[str]:
     return replaced(arguments, "run_dir", [word])
 
 
+def place_run(
+    arguments: list[str],
+    refuse_occupied: Callable[[Path], None],
+    check_resume: Callable[[list[str], Path], None],
+) -> list[str]:
+    """Refuse a bad ``resume=`` or run folder before Hydra writes to it; Hydra's files go there too.
+
+    Args:
+        arguments: of the command line.
+        refuse_occupied: raises for a folder in which nothing new can begin.
+        check_resume: raises for one in which nothing can go on, or not with these arguments.
+    """
+    resume = value_of(arguments, "resume")
+    if resume is None:
+        place = value_of(arguments, "run_dir") or value_of(arguments, "hydra.run.dir")
+        if place is not None and not is_multirun(arguments):
+            refuse_occupied(Path(place))
+        return arguments
+    folder = Path(resume)
+    check_resume(arguments, folder)
+    # The folder keeps the record of the command that began the run.
+    words = [assignment("resume", folder), assignment("hydra.run.dir", folder), "hydra.output_subdir=null"]
+    return replaced(replaced(arguments, "run_dir", []), "resume", words)
+
+
 def replaced(arguments: list[str], key: str, words: list[str]) -> list[str]:
     """Other words where ``key`` was set: in its place, since Hydra wants all overrides together."""
     found: list[str] = []

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from dqss.budget.limits import Limits
 from dqss.budget.switches import Switch, within
+from dqss.checks import check_least
 from dqss.descent import descend
-from dqss.errors import UserError
 from dqss.measure import Evaluator
 from dqss.supernet import Assignment
 from dqss.trials import better, finite, mean
@@ -42,15 +42,9 @@ class RefineSettings:
     program_passes: float = 25.0
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("passes", 0),
-            ("screen", 1),
-            ("alternatives", 1),
-            ("confidence", 0),
-            ("program_passes", 0),
-        ):
-            if getattr(self, name) is not None and not getattr(self, name) >= least:
-                raise UserError(f"refine.{name}={getattr(self, name)}: expected {least} or more")
+        check_least(self, "refine", 0, "passes", optional=True)
+        check_least(self, "refine", 0, "confidence", "program_passes")
+        check_least(self, "refine", 1, "screen", "alternatives")
 
     def limit(self, images: int) -> float:
         """Images of a refinement on a part with so many."""

@@ -191,10 +191,6 @@ class MixedActivation(MixedQuantizer):
         self.histogram = CoarseHistogram.of(min(found.stats.values(), key=lambda one: one.values.numel()))
         self._observed = {}
 
-    def finish_calibration(self) -> None:
-        """Turn what was observed into parameters."""
-        calibrate_all([(self, self.found())])
-
 
 class MixedWeight(MixedQuantizer):
     """Mixture of quantizations of a frozen weight; used as its parametrization.
@@ -216,10 +212,6 @@ class MixedWeight(MixedQuantizer):
     def found(self, weight: Tensor) -> Found:
         """``weight`` itself, weighted by the gradients collected."""
         return Found({g: self._statistics(weight, g) for g in self.granularities}, weight)
-
-    def freeze(self, weight: Tensor) -> None:
-        """Calibrate on ``weight`` itself."""
-        calibrate_all([(self, self.found(weight))])
 
     @torch.no_grad()
     def settle(self, found: Found) -> None:

@@ -205,24 +205,17 @@ def _resumed(config: DictConfig) -> tuple[DictConfig, Path]:
 
 
 def place_run(arguments: list[str]) -> list[str]:
-    """Refuse a bad ``resume=`` or run folder before Hydra writes to it; Hydra's files go there too."""
-    resume = cli.value_of(arguments, "resume")
-    if resume is None:
-        place = cli.value_of(arguments, "run_dir") or cli.value_of(arguments, "hydra.run.dir")
-        if place is not None and not cli.is_multirun(arguments):
-            _refuse_occupied(Path(place))
-        return arguments
-    folder = Path(resume)
+    """See :func:`dqss.cli.place_run`."""
+    return cli.place_run(arguments, _refuse_occupied, _check_resume)
+
+
+def _check_resume(arguments: list[str], folder: Path) -> None:
     if cli.is_multirun(arguments):
         raise UserError("resume= goes on with one search: leave out --multirun")
     cli.stored_config(folder, "resume", ["method"])
     if (folder / STRATEGY_FILE).exists():
         raise UserError(f"resume={folder}: this search is finished, its strategy is in {STRATEGY_FILE}")
     _refuse_other_search(arguments, folder)
-    # The folder keeps the record of the command that began the search.
-    words = [cli.assignment("resume", folder), cli.assignment("hydra.run.dir", folder)]
-    arguments = cli.replaced(arguments, "run_dir", [])
-    return cli.replaced(arguments, "resume", [*words, "hydra.output_subdir=null"])
 
 
 def _refuse_other_search(arguments: list[str], folder: Path) -> None:

@@ -16,8 +16,8 @@ from dqss import cli
 from dqss.cli import CONFIG_FILE
 from dqss.errors import OutputError, UserError
 from dqss.io import ensure_folder, write_bytes_atomic, write_text_atomic
-from dqss.lit.qat_fit import CHECKPOINTS
 from dqss.lit.recipe import Recipe, TrainingRun
+from dqss.lit.running import CHECKPOINTS
 from dqss.progress import ConsoleReporter, Interrupted, Reporter
 
 GROUPS = ("model", "data", "recipe")
@@ -103,14 +103,11 @@ def _refuse_occupied(folder: Path) -> None:
 
 
 def place_run(arguments: list[str]) -> list[str]:
-    """Refuse a bad ``resume=`` or run folder before Hydra writes to it; Hydra's files go there too."""
-    resume = cli.value_of(arguments, "resume")
-    if resume is None:
-        place = cli.value_of(arguments, "run_dir") or cli.value_of(arguments, "hydra.run.dir")
-        if place is not None and not cli.is_multirun(arguments):
-            _refuse_occupied(Path(place))
-        return arguments
-    folder = Path(resume)
+    """See :func:`dqss.cli.place_run`."""
+    return cli.place_run(arguments, _refuse_occupied, _check_resume)
+
+
+def _check_resume(arguments: list[str], folder: Path) -> None:
     cli.stored_config(folder, "resume", [*GROUPS])
     if (folder / WEIGHTS).exists():
         raise UserError(f"resume={folder}: this training is finished, its weights are in {WEIGHTS}")
@@ -120,9 +117,6 @@ def place_run(arguments: list[str]) -> list[str]:
                 f"resume={folder} goes on with that training as it was begun: leave out "
                 f"{found.input_line!r}, or start a new one without resume"
             )
-    # The folder keeps the record of the command that began the training.
-    words = [cli.assignment("resume", folder), cli.assignment("hydra.run.dir", folder)]
-    return cli.replaced(arguments, "resume", [*words, "hydra.output_subdir=null"])
 
 
 def _forget_pretrained(model: DictConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import logging
 import random
@@ -26,6 +27,15 @@ def quiet(threads: int) -> None:
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+
+
+def study_parser(description: str | None, out: Path) -> argparse.ArgumentParser:
+    """A command line with what all studies have: where rows go (``out``), threads, and the summary alone."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
+    return parser
 
 
 CPU = {"accelerator": "cpu"}

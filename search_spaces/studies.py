@@ -36,6 +36,8 @@ EIGHT_ACTIVATIONS: Algorithms = [
     "aciq_gaussian",
     "aciq_laplace",
 ]
+PICTURES_ACTIVATIONS: Algorithms = ["minmax", {"name": "percentile", "p": 99.99}, *EIGHT_ACTIVATIONS[1:]]
+"""For networks that enlarge pictures, whose inputs have long tails."""
 _BOTH: Algorithms = [{"name": "lp", "p": 2.5}, {"name": "lp", "p": 4.0}, "hessian", "power_of_two"]
 SIXTEEN_WEIGHTS: Algorithms = [
     *EIGHT_WEIGHTS,

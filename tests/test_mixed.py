@@ -11,7 +11,7 @@ from torch.func import functional_call
 from dqss.attach import attach_input, attach_weight
 from dqss.decision import Decision, Softmax, StraightThroughGumbel
 from dqss.layers import describe, input_shape
-from dqss.mixed import MixedActivation, MixedWeight, Mode
+from dqss.mixed import MixedActivation, MixedWeight, Mode, calibrate_all
 from dqss.spec import Candidate, PerChannel, PerGroup, PerTensor, QuantSpec
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -61,7 +61,7 @@ def attached(
     assert info is not None
     candidates = options(info.weight_axis, groups)
     weight = MixedWeight(candidates, Decision("w", candidates), layer.weight.shape)
-    weight.freeze(layer.weight)
+    calibrate_all([(weight, weight.found(layer.weight))])
     candidates = options(info.input_axis)[:2]  # N = 3, M = 2
     if groups:  # of which activations know nothing
         signs = (QuantSpec(16, False), QuantSpec(3, True, signed=False))
@@ -71,7 +71,7 @@ def attached(
     attach_input(layer, activation)
     activation.mode = Mode.OBSERVE
     layer(x)
-    activation.finish_calibration()
+    calibrate_all([(activation, activation.found())])
     for quantizer in (weight, activation):
         quantizer.mode = Mode.RELAXED
         nn.init.normal_(quantizer.decision.logits)
@@ -199,7 +199,7 @@ def test_integers_pass_through_in_every_mode() -> None:
 def test_weights_are_kept_in_one_byte_a_candidate_up_to_eight_bits_signed() -> None:
     candidates = [Candidate.of("minmax", QuantSpec(bits, True, PerChannel(0))) for bits in (2, 4, 8)]
     weight = MixedWeight(candidates, Decision("w", candidates), torch.Size([5, 7]))
-    weight.freeze(torch.randn(5, 7))
+    calibrate_all([(weight, weight.found(torch.randn(5, 7)))])
     assert weight.bytes == 3 * 35
 
 

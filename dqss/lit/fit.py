@@ -6,20 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from dqss.budget.limits import Limits
 from dqss.descent import WATCHED
 from dqss.errors import UserError
-from dqss.lit.checkpoint import AtomicCheckpoints, Deadline, SafeKeeping, restore, resumable_step
-from dqss.lit.device import device_of
+from dqss.lit.checkpoint import Deadline, SafeKeeping, restore, resumable_step
 from dqss.lit.ptq import PTQSearch, StepBatches
-from dqss.lit.quiet import quiet_lightning
-from dqss.lit.ranks import check_processes, rank, world_size
+from dqss.lit.ranks import rank, world_size
+from dqss.lit.running import run_steps
 from dqss.lit.settings import PTQSettings
 from dqss.measure import Evaluator
 from dqss.progress import Reporter
@@ -57,7 +53,7 @@ def fit_ptq(
         evaluator.parts["search"], evaluator.batch_size, steps, seed, start, rank(), world_size()
     )
     estimates = None
-    if limits is not None:
+    if limits is not None and checkpoint is None:  # a checkpoint has them
         estimates = evaluator.second_order(widest(evaluator.supernet), "search", WATCHED)
     module = PTQSearch(
         evaluator,
@@ -77,15 +73,7 @@ def fit_ptq(
     with reporter.stage("search", steps) as stage:
         stage.advance(start)
         keeping = SafeKeeping(folder, settings.checkpoint_every, deadline, SEARCH_SHARE, reporter, stage)
-        with quiet_lightning():
-            runner = _runner(steps, keeping, logger, trainer)
-            try:
-                if start < steps and not module.finished:
-                    runner.fit(module, ckpt_path=checkpoint)
-            except SIGTERMException:
-                # Lightning saw the signal before the reporter was asked; the answer is the same.
-                reporter.check()
-                raise
+        run_steps(module, keeping, reporter, trainer, logger, checkpoint, start)
     module.settle()
     return module
 
@@ -104,26 +92,3 @@ def fewest_bits(supernet: Supernet) -> int:
     """The least bits of any candidate."""
     options = [option for decision in supernet.decisions.values() for option in decision.options]
     return min(option.spec.bits for option in options if isinstance(option, Candidate))
-
-
-def _runner(
-    steps: int, keeping: SafeKeeping, logger: Logger | bool, trainer: Mapping[str, Any]
-) -> pl.Trainer:
-    accelerator = "gpu" if device_of(trainer).type == "cuda" else "cpu"
-    options: dict[str, Any] = {**trainer, **check_processes(trainer), "accelerator": accelerator}
-    try:
-        return pl.Trainer(
-            max_steps=steps,
-            max_epochs=-1,
-            callbacks=[keeping],
-            plugins=[AtomicCheckpoints()],
-            logger=logger,
-            log_every_n_steps=1,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            use_distributed_sampler=False,
-            **options,
-        )
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from error

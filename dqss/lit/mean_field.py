@@ -109,15 +109,13 @@ class MeanField(Optimizer):
 
     def _place(self) -> None:
         """Set all logits by what is known, at the entropy that is wanted now."""
-        groups: dict[tuple[int, int], list[Decision]] = {}
-        for decision in self.decisions:
-            groups.setdefault((len(decision.options), decision.outcomes), []).append(decision)
-        found = [potentials(*self._known(group)) for group in groups.values()]
-        self._potentials = list(zip(groups.values(), found, strict=True))
+        groups = _alike(self.decisions)
+        found = [potentials(*self._known(group)) for group in groups]
+        self._potentials = list(zip(groups, found, strict=True))
         if self.steering is not None:
-            found = self.steering.priced(list(groups.values()), found)
+            found = self.steering.priced(groups, found)
         done = int(self.state[self.decisions[0].logits]["step"])
-        for group, rows in zip(groups.values(), logits_of_entropy(found, self.entropy(done)), strict=True):
+        for group, rows in zip(groups, logits_of_entropy(found, self.entropy(done)), strict=True):
             live = [k for k, decision in enumerate(group) if not decision.frozen]
             if live:
                 set_outcomes([group[k] for k in live], rows[live])
@@ -190,12 +188,18 @@ def begin_informed(steering: Steering, entropy: float) -> None:
     """Set logits and prices to where estimates of the effects would lead a search at an entropy."""
     assert steering.estimates is not None
     known = steering.estimates.effects
-    groups: dict[tuple[int, int], list[Decision]] = {}
-    for decision in steering.decisions:
-        groups.setdefault((len(decision.options), decision.outcomes), []).append(decision)
-    effects = [torch.stack([d.mean_by_outcome(known[d.name]) for d in g]) for g in groups.values()]
+    groups = _alike(steering.decisions)
+    effects = [torch.stack([d.mean_by_outcome(known[d.name]) for d in group]) for group in groups]
     for _ in range(SETTLING):
-        priced = steering.priced(list(groups.values()), effects)
-        for group, rows in zip(groups.values(), logits_of_entropy(priced, entropy), strict=True):
+        priced = steering.priced(groups, effects)
+        for group, rows in zip(groups, logits_of_entropy(priced, entropy), strict=True):
             set_outcomes(group, rows.to(group[0].logits))
         steering.adapt()
+
+
+def _alike(decisions: Sequence[Decision]) -> list[list[Decision]]:
+    """Decisions with equally many options and outcomes together: each group is one stacked tensor."""
+    groups: dict[tuple[int, int], list[Decision]] = {}
+    for decision in decisions:
+        groups.setdefault((len(decision.options), decision.outcomes), []).append(decision)
+    return list(groups.values())

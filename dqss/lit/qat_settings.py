@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dqss.checks import check_least, check_positive, check_share
 from dqss.errors import UserError, near_match
 from dqss.lit.optimizer import RelativeAdamW
 from dqss.lit.schedules import Schedule, SoftmaxSchedule
@@ -95,17 +96,12 @@ class QATSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", _start(self.start))
-        for name in ("epochs", "batch_size", "learning_rate", "checkpoint_every", "record_every"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"method.{name}={getattr(self, name)!r}: expected a positive number")
-        for name in ("tune_epochs", "quantizer_rate", "logit_rate", "weight_decay", "norm_batches"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"method.{name}={getattr(self, name)!r}: expected 0 or more")
-        for name in ("warmup", "ramp", "distillation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"method.{name}={getattr(self, name)!r}: expected a share in 0..1")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise UserError(f"method.max_minutes={self.max_minutes!r}: expected a positive number or null")
+        always = ("epochs", "batch_size", "learning_rate", "checkpoint_every", "record_every")
+        check_positive(self, "method", *always)
+        check_positive(self, "method", "max_minutes", optional=True)
+        rates = ("quantizer_rate", "logit_rate", "weight_decay")
+        check_least(self, "method", 0, "tune_epochs", *rates, "norm_batches")
+        check_share(self, "method", "warmup", "ramp", "distillation")
 
 
 def _start(given: Start | str) -> Start:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dqss.budget.steer import Steering
+from dqss.checks import check_least
 from dqss.decision import Decision, Relaxation, Sampled, Softmax, StraightThroughGumbel
 from dqss.errors import UserError
 from dqss.lit.mean_field import MeanField
@@ -114,9 +115,8 @@ class MeanFieldSchedule(Schedule):
             raise UserError(
                 f"schedule.memory={self.memory}: expected a share of the steps, {SHORTEST_MEMORY} or more"
             )
-        for name, least in (("longest_memory", 1), ("reheats", 0), ("reheat_steps", 1)):
-            if not getattr(self, name) >= least:
-                raise UserError(f"schedule.{name}={getattr(self, name)}: expected {least} or more")
+        check_least(self, "schedule", 0, "reheats")
+        check_least(self, "schedule", 1, "longest_memory", "reheat_steps")
 
     def relaxation(self, progress: float) -> Relaxation:
         """See :meth:`Schedule.relaxation`."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from dqss.budget.limits import Budget
+from dqss.checks import check_least, check_positive
 from dqss.discretize import PASSES, RefineSettings
 from dqss.errors import UserError
 from dqss.lit.schedules import MeanFieldSchedule, Schedule
@@ -28,16 +29,8 @@ BUDGET_STEPS = 100
 seed, where an earlier form of the steps ended worse than it had begun after 300 and after 600 of them
 (``experiments/budgets``); longer searches in the present form have not been measured."""
 
-_POSITIVE = (
-    "steps",
-    "batch_size",
-    "learning_rate",
-    "screen_images",
-    "finalists",
-    "checkpoint_every",
-    "discrete_images",
-    "stop_after",
-)
+_POSITIVE = ("batch_size", "learning_rate", "finalists", "checkpoint_every", "discrete_images")
+_POSITIVE_OR_NONE = ("steps", "screen_images", "stop_after", "max_minutes")
 
 
 @dataclass(frozen=True)
@@ -106,34 +99,37 @@ class PTQSettings:
         object.__setattr__(self, "repair", self.repair or None)  # an empty group of a file
         if not isinstance(self.repair, RepairSettings | None):
             raise UserError(f"method.repair={self.repair!r}: choose it as repair@method.repair=blocks")
-        for name in _POSITIVE:
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise UserError(f"method.{name}={getattr(self, name)!r}: expected a positive number")
+        check_positive(self, "method", *_POSITIVE)
+        check_positive(self, "method", *_POSITIVE_OR_NONE, optional=True)
+        check_least(self, "method", 0, "discrete_every")
         if len(self.parts) != 2 or min(self.parts) <= 0 or sum(self.parts) > 1 + 1e-9:
             raise UserError(
                 f"method.parts={list(self.parts)}: expected two positive shares of at most 1 in total"
             )
         if not isinstance(self.settle, Settling):
             raise UserError(f"method.settle={self.settle!r}: write method.settle.margin=0.9, or null there")
-        if self.discrete_every < 0:
-            raise UserError(f"method.discrete_every={self.discrete_every}: expected 0 or more")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise UserError(f"method.max_minutes={self.max_minutes!r}: expected a positive number or null")
 
     def at(self, bits: int) -> PTQSettings:
-        """The same with nothing left open, for a search whose candidates have ``bits`` or more."""
-        easy = bits >= EASY_BITS
+        """The same with nothing left open, for a search whose candidates have ``bits`` or more.
+
+        Within a budget no search is easy: there is a choice to make between widths, whatever they are.
+        """
+        easy = bits >= EASY_BITS and not self._budgeted
         passes = EASY_PASSES if easy else PASSES
         return replace(
             self,
-            steps=self.steps or self._open_steps(easy),
+            steps=self.steps or self._enough_steps(easy),
             screen_first=easy if self.screen_first is None else self.screen_first,
             screen_images=self.screen_images or (EASY_SCREEN_IMAGES if easy else SCREEN_IMAGES),
             refine=replace(self.refine, passes=passes if self.refine.passes is None else self.refine.passes),
         )
 
-    def _open_steps(self, easy: bool) -> int:
-        if self.schedule.informed_entropy is not None and self.budget is not None and self.budget.given():
+    @property
+    def _budgeted(self) -> bool:
+        return self.budget is not None and bool(self.budget.given())
+
+    def _enough_steps(self, easy: bool) -> int:
+        if self.schedule.informed_entropy is not None and self._budgeted:
             return BUDGET_STEPS
         return EASY_STEPS if easy else STEPS
 

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
 
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
+from dqss.checks import check_positive
 from dqss.data.base import CalibrationDataModule
 from dqss.data.super_resolution import SuperResolutionData
 from dqss.errors import DataError, ModelError, UserError
 from dqss.lit.checkpoint import Deadline, SafeKeeping
-from dqss.lit.qat_fit import CHECKPOINTS, make_trainer, restored
-from dqss.lit.quiet import quiet_lightning
 from dqss.lit.recipe import Recipe, Trained, TrainingRun
+from dqss.lit.running import CHECKPOINTS, restored, run_steps
 from dqss.lit.stages import Stages
 from dqss.lit.super_resolution import SuperResolutionTraining, measure, measure_bicubic
 from dqss.models.blocks import SuperResolver
@@ -51,9 +50,8 @@ class SuperResolutionRecipe(Recipe):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))  # a list where a file gave them
-        for name in ("batch_size", "learning_rate", "measure_every", "checkpoint_every"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"recipe.{name}={getattr(self, name)!r}: expected a positive number")
+        check_positive(self, "recipe", "batch_size", "learning_rate", "measure_every", "checkpoint_every")
+        check_positive(self, "recipe", "max_minutes", optional=True)
         if not self.stages or min(self.stages) < 1:
             raise UserError(
                 f"recipe.stages={list(self.stages)}: expected the steps of each stage: [2000, 2000]"
@@ -65,8 +63,6 @@ class SuperResolutionRecipe(Recipe):
             )
         if not 0 <= self.decay < 1 or not 0 <= self.ramp <= 1:
             raise UserError(f"recipe.decay={self.decay} recipe.ramp={self.ramp}: expected shares in 0..1")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise UserError(f"recipe.max_minutes={self.max_minutes!r}: expected a positive number or null")
 
     def check(self, data: CalibrationDataModule) -> None:
         """See :meth:`Recipe.check`."""
@@ -112,12 +108,4 @@ class SuperResolutionRecipe(Recipe):
             stage.advance(start)
             deadline, every = Deadline(self.max_minutes), self.checkpoint_every
             keeping = SafeKeeping(run.folder, every, deadline, 1.0, run.reporter, stage, FILE)
-            with quiet_lightning():
-                runner = make_trainer(task, keeping, False, run.trainer)
-                try:
-                    if start < task.steps:
-                        runner.fit(task, ckpt_path=checkpoint)
-                except SIGTERMException:
-                    # Lightning saw the signal before the reporter was asked; the answer is the same.
-                    run.reporter.check()
-                    raise
+            run_steps(task, keeping, run.reporter, run.trainer, False, checkpoint, start)

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dqss.calls import tensors_in
 from dqss.prepare.modules import Layer, Transposed, has_own_forward, plain_kind
-from dqss.prepare.watch import shared_storage
-from dqss.prepare.work import Work, run
+from dqss.prepare.watch import shared_storage, watched
+from dqss.prepare.work import Work
 
 _aten = torch.ops.aten
 HOMOGENEOUS = {
@@ -153,14 +153,7 @@ def find_chains(work: Work) -> tuple[list[Chain], list[str]]:
     Layers must be called once, with parameters that are shared with nothing.
     """
     recorder = _Recorder(work.model)
-    handles = recorder.hook()
-    try:
-        with recorder.mode:
-            output = run(work.model, work.inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for tensor in tensors_in(output):
+    for tensor in tensors_in(watched(work, recorder.mode, recorder.hook())):
         if id(tensor) in recorder.mode.values:
             recorder.mode.values[id(tensor)].next.append("")
     shared = shared_storage(work.model)

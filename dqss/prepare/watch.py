@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -116,6 +117,16 @@ class _Recorder:
         return leave
 
 
+def watched(work: Work, mode: TorchDispatchMode, handles: Sequence[Any]) -> Any:
+    """The output for the batch at hand, seen by a mode and by hooks, which are removed afterwards."""
+    try:
+        with mode:
+            return run(work.model, work.inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def shared_storage(model: nn.Module) -> Counter[int]:
     """How many parameters of the model's modules live at each address."""
     return Counter(
@@ -144,13 +155,7 @@ def find_pairs(work: Work) -> list[Pair]:
     recorder = _Recorder(work.model)
     if not recorder.norms or not recorder.layers:
         return []
-    handles = recorder.hook()
-    try:
-        with recorder.mode:
-            output = run(work.model, work.inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    output = watched(work, recorder.mode, recorder.hook())
     shared, pairs = shared_storage(work.model), []
     for norm_name, inputs in recorder.norm_inputs.items():
         if len(inputs) != 1 or inputs[0] is None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dqss.calls import call_model
 from dqss.layers import describe
+from dqss.repair.partial import Enough, run_until_enough
 
 Batches = Callable[[], Iterable[Any]]
 
@@ -34,10 +35,6 @@ class _Mean:
     @property
     def value(self) -> Tensor:
         return self.sum / self.count
-
-
-class _Enough(Exception):
-    """The rest of the network need not run."""
 
 
 @torch.no_grad()
@@ -109,15 +106,12 @@ def _mean_of(model: nn.Module, layer: nn.Module, axis: int, batches: Batches) ->
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         mean.add(output)
-        raise _Enough
+        raise Enough
 
     handle = layer.register_forward_hook(hook)
     try:
         for batch in batches():
-            try:
-                call_model(model, batch)
-            except _Enough:
-                continue
+            run_until_enough(model, batch)
     finally:
         handle.remove()
     return mean.value

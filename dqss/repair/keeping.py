@@ -39,16 +39,16 @@ class Kept:
         try:
             with safetensors.safe_open(path, "pt") as file:
                 noted = json.loads(file.metadata()["unit"])
+                name, identity, errors = (noted[key] for key in ("name", "identity", "errors"))
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError, TypeError, ValueError, OSError):
             return None
-        if noted["identity"] != self.identity or noted["name"] != unit.name:
+        if identity != self.identity or name != unit.name:
             return None
         parts: dict[str, dict[str, Any]] = {"codes": {}, "scales": {}}
         for key, tensor in tensors.items():
-            kind, _, name = key.partition(":")
-            parts[kind][name] = tensor
-        errors = noted["errors"]
+            kind, _, layer = key.partition(":")
+            parts[kind][layer] = tensor
         pairs = {key: tuple(errors[key]) for key in ("learned", "held_out")}
         return Found(parts["codes"], parts["scales"], UnitErrors(**{**errors, **pairs}))
 

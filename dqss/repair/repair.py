@@ -135,9 +135,8 @@ class _Work:
         chosen = [name for name, layer in self.bundle.strategy.layers.items() if layer.weight is not None]
         self.left = [name for name in chosen if name not in weights or name in left]
         kept = Kept(self.folder, self._identity())
-        place = None if self.folder is None else self.folder
         with (
-            closing(Store(self.settings.cache_mb * 2**20, place)) as store,
+            closing(Store(self.settings.cache_mb * 2**20, self.folder)) as store,
             self.reporter.stage("repair", len(units) * self.settings.iterations) as stage,
         ):
             feed = _Feed(self, store)
@@ -236,8 +235,9 @@ class _Feed:
         work, last = self.work, self.last
         mixed = work.settings.float_inputs > 0
         if last is not None and unit.follows == last[0].name:
-            quantized, exact = self._through(*last), last[1].wanted
-            wanted = self._through_exact(unit, exact)
+            exact = last[1].wanted
+            quantized = self._run(work.quantized, last[0], last[1].quantized)
+            wanted = self._run(work.exact, unit, exact)
             self._free(last[1].quantized, last[1].exact, None if mixed else exact)
         else:
             if last is not None:
@@ -268,13 +268,6 @@ class _Feed:
         return inputs.tensor if given else None, outputs.tensor if made else None
 
     @torch.no_grad()
-    def _through(self, unit: Unit, data: Data) -> Tensor:
-        return self._run(self.work.quantized, unit, data.quantized)
-
-    @torch.no_grad()
-    def _through_exact(self, unit: Unit, rows: Tensor) -> Tensor:
-        return self._run(self.work.exact, unit, rows)
-
     def _run(self, network: nn.Module, unit: Unit, rows: Tensor) -> Tensor:
         made = Rows(self.store, len(rows))
         for start in range(0, len(rows), BATCH):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dqss.functional import dequantize, quantize
+from dqss.functional import dequantize
 from dqss.mixing import Codes, Grid
 
 ZETA, GAMMA = 1.1, -0.1
@@ -74,15 +74,3 @@ class SoftRounding(nn.Module):
         spec = self.grid.spec
         codes = self.floor + (self.h() >= 0.5) + self.zero_point
         return Codes.from_integers(torch.clamp(codes, spec.qmin, spec.qmax), self.grid)
-
-    @torch.no_grad()
-    def changed(self, weight: Tensor) -> float:
-        """Share of the weights that are not at their nearest code."""
-        nearest = quantize(weight, self.scale, self.zero_point, self.grid.spec)
-        return float((nearest != self.codes().integers.to(nearest)).float().mean())
-
-    @torch.no_grad()
-    def undecided(self) -> float:
-        """Share of the weights whose soft variable has reached neither end."""
-        h = self.h()
-        return float(((h > 0.01) & (h < 0.99)).float().mean())

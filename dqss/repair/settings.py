@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dqss.blocks import AUTO
+from dqss.checks import check_least, check_positive, check_share
 from dqss.errors import UserError
-
-_SHARES = ("drop", "float_inputs", "held_out", "warmup")
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,8 @@ class RepairSettings:
     def __post_init__(self) -> None:
         blocks = (self.blocks,) if isinstance(self.blocks, str) else tuple(self.blocks or ())
         object.__setattr__(self, "blocks", blocks)
-        for name in ("batch_size", "learning_rate", "step_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"repair.{name}={getattr(self, name)!r}: expected a positive number")
-        for name in ("iterations", "regularization", "cache_mb"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"repair.{name}={getattr(self, name)!r}: expected 0 or more")
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"repair.{name}={getattr(self, name)!r}: expected a share from 0 to 1")
+        check_positive(self, "repair", "batch_size", "learning_rate", "step_learning_rate")
+        check_least(self, "repair", 0, "iterations", "regularization", "cache_mb")
+        check_share(self, "repair", "drop", "float_inputs", "held_out", "warmup")
         if self.held_out == 1:
             raise UserError("repair.held_out=1: leaves no inputs to learn from")

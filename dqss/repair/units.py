@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from dqss.blocks import AUTO, find_blocks, repeated_blocks
 from dqss.calls import call_model
 from dqss.errors import UserError
+from dqss.repair.partial import Enough, run_until_enough
 
 ACTIVATIONS = (
     nn.ReLU,
@@ -163,10 +165,6 @@ def _watch(model: nn.Module, watched: Mapping[str, nn.Module], inputs: Any) -> d
     return calls
 
 
-class _Enough(Exception):
-    """What was wanted has been seen; the rest of the network need not run."""
-
-
 @contextmanager
 def capturing(model: nn.Module, unit: Unit, given: Any, made: Any) -> Iterator[Any]:
     """Hand the unit's input to ``given`` and its output to ``made`` (None: not wanted).
@@ -179,25 +177,19 @@ def capturing(model: nn.Module, unit: Unit, given: Any, made: Any) -> Iterator[A
         if given is not None:
             given(args[0])
         if made is None:
-            raise _Enough
+            raise Enough
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         made(output)
-        raise _Enough
+        raise Enough
 
     first, last = (model.get_submodule(unit.modules[k]) for k in (0, -1))
     handles = [first.register_forward_pre_hook(before, prepend=True)]
     if made is not None:
         handles.append(last.register_forward_hook(after))
 
-    def run(inputs: Any) -> None:
-        try:
-            call_model(model, inputs)
-        except _Enough:
-            return
-
     try:
-        yield run
+        yield partial(run_until_enough, model)
     finally:
         for handle in handles:
             handle.remove()

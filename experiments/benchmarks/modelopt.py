@@ -9,15 +9,12 @@ modelopt.csv; rows that are there already are not computed again.
 from __future__ import annotations
 
 import argparse
-import copy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dqss.discretize import RefineSettings
@@ -28,10 +25,10 @@ from dqss.search_spaces.studies import eight
 from experiments.benchmarks.timing import timed
 from experiments.harness import CPU, Table, quiet
 from experiments.imagenet_mobile.run import Network
+from experiments.modelopt import BATCH, Format, auto_quantize, labelled, quantize, w8a8
 
 HERE = Path(__file__).parent
 COLUMNS = ("row", "images", "passes", "passes_low", "passes_high", "kl", "top1", "seconds", "note")
-BATCH = 16
 PASSES = 3
 """Float passes before and after what they are the unit of."""
 
@@ -39,44 +36,17 @@ Found = tuple[nn.Module, str]
 Tool = Callable[[], Found]
 
 
-def formats(mtq: Any) -> list[dict[str, Any]]:
+def formats() -> list[Format]:
     """W8A8 by ModelOpt's own recipe, clipped at the largest value and where the squared error is least."""
-    base = mtq.INT8_DEFAULT_CFG
-    return [copy.deepcopy(base), {**copy.deepcopy(base), "algorithm": {"method": "mse"}}]
+    return [w8a8(), {**w8a8(), "algorithm": {"method": "mse"}}]
 
 
-def auto_quantize(model: nn.Module, images: Tensor, labels: Tensor) -> Found:
-    """ModelOpt's search by gradients; every layer is quantized (``allow_no_quant=False``)."""
-    import modelopt.torch.quantization as mtq
-
-    batches = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
-    space = {"module_name_patterns": ["*"], "quantization_formats": formats(mtq), "allow_no_quant": False}
-    found, state = mtq.auto_quantize(
-        copy.deepcopy(model),
-        constraints={"effective_bits": 8.0},
-        quantization_formats=formats(mtq),
-        data_loader=batches,
-        forward_step=lambda network, batch: network(batch[0]),
-        loss_func=lambda output, batch: F.cross_entropy(output, batch[1]),
-        num_calib_steps=len(batches),
-        num_score_steps=len(batches),
-        method="gradient",
-        module_search_spaces=[space],
-    )
-    chosen = [str(recipe) for recipe in state["best"]["recipe"].values()]
+def chosen_by_modelopt(model: nn.Module, images: Tensor, labels: Tensor) -> Found:
+    """ModelOpt's choice between the two for each layer."""
+    found, best = auto_quantize(model, images, labels, formats(), 8.0)
+    chosen = [str(recipe) for recipe in best["recipe"].values()]
     counts = {name: chosen.count(name) for name in sorted(set(chosen))}
     return found, "; ".join(f"{name}: {count}" for name, count in counts.items())
-
-
-def quantize(model: nn.Module, images: Tensor, algorithm: int) -> Found:
-    """One of its formats for all layers, without a search."""
-    import modelopt.torch.quantization as mtq
-
-    def run(network: nn.Module) -> None:
-        for batch in images.split(BATCH):
-            network(batch)
-
-    return mtq.quantize(copy.deepcopy(model), formats(mtq)[algorithm], run), ""
 
 
 def searched(model: nn.Module, samples: Samples, settings: PTQSettings) -> Found:
@@ -84,17 +54,6 @@ def searched(model: nn.Module, samples: Samples, settings: PTQSettings) -> Found
     result = search_ptq(model, samples, eight(8, 8), settings, trainer=CPU)
     note = f"exported: {result.discretized.exported}; counted: {result.metrics['evaluations']}"
     return result.quantized(), note
-
-
-def stack(samples: Samples) -> tuple[Tensor, Tensor]:
-    """All images and labels."""
-    everything = range(len(samples))
-    labels = samples.targets(everything)
-    if labels is None:
-        raise SystemExit(
-            "error: ModelOpt's gradients are those of a loss of labels: put images in class folders"
-        )
-    return samples.batch(everything), labels
 
 
 def float_pass(model: nn.Module, images: Tensor) -> Callable[[], None]:
@@ -110,13 +69,13 @@ def float_pass(model: nn.Module, images: Tensor) -> Callable[[], None]:
 
 def fill(table: Table, network: Network, settings: PTQSettings) -> None:
     """The rows that are missing, each between float passes of its own."""
-    images, labels = stack(network.samples)
+    images, labels = labelled(network.samples)
     model, device = network.model, torch.device("cpu")
     run = float_pass(model, images)
     tools: dict[str, Tool] = {
-        "modelopt auto_quantize": lambda: auto_quantize(model, images, labels),
-        "modelopt max": lambda: quantize(model, images, 0),
-        "modelopt mse": lambda: quantize(model, images, 1),
+        "modelopt auto_quantize": lambda: chosen_by_modelopt(model, images, labels),
+        "modelopt max": lambda: (quantize(model, images, formats()[0]), ""),
+        "modelopt mse": lambda: (quantize(model, images, formats()[1]), ""),
         f"dqss, {settings.steps_at(8)} steps": lambda: searched(model, network.samples, settings),
     }
     if not table.has("float", len(images)):

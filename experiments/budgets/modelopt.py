@@ -10,63 +10,34 @@ appended to modelopt.csv; rows that are there already are not computed again.
 from __future__ import annotations
 
 import argparse
-import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.harness import Table, quiet
 from experiments.imagenet_mobile.run import Network
+from experiments.modelopt import Format, auto_quantize, labelled, quantize, w8a8
 
 HERE = Path(__file__).parent
 COLUMNS = ("row", "kl", "top1", "mean_bits", "seconds", "note")
-BATCH, EFFECTIVE_BITS = 16, 6.0
+EFFECTIVE_BITS = 6.0
 
 
-def formats(mtq: Any) -> list[dict[str, Any]]:
-    """ModelOpt's own W8A8 (weights per channel, inputs per tensor, clipped at the largest), and at W4."""
-    eight = copy.deepcopy(mtq.INT8_DEFAULT_CFG)
-    four = copy.deepcopy(eight)
-    for entry in four["quant_cfg"]:
+def four_bits() -> Format:
+    """ModelOpt's own W8A8 with weights of four bits."""
+    found = w8a8()
+    for entry in found["quant_cfg"]:
         if entry["quantizer_name"] == "*weight_quantizer":
             entry["cfg"]["num_bits"] = 4
-    return [four, eight]
+    return found
 
 
-def auto_quantize(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[nn.Module, str]:
-    """Its search by gradients; every layer is quantized (``allow_no_quant=False``)."""
-    import modelopt.torch.quantization as mtq
-
-    batches = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
-    space = {"module_name_patterns": ["*"], "quantization_formats": formats(mtq), "allow_no_quant": False}
-    found, state = mtq.auto_quantize(
-        copy.deepcopy(model),
-        constraints={"effective_bits": EFFECTIVE_BITS},
-        quantization_formats=formats(mtq),
-        data_loader=batches,
-        forward_step=lambda network, batch: network(batch[0]),
-        loss_func=lambda output, batch: F.cross_entropy(output, batch[1]),
-        num_calib_steps=len(batches),
-        num_score_steps=len(batches),
-        method="gradient",
-        module_search_spaces=[space],
-    )
-    return found, f"met: {state['best']['is_satisfied']}"
-
-
-def quantize(model: nn.Module, images: Tensor, which: int) -> tuple[nn.Module, str]:
-    """One of its formats for all layers, without a search."""
-    import modelopt.torch.quantization as mtq
-
-    def run(network: nn.Module) -> None:
-        for batch in images.split(BATCH):
-            network(batch)
-
-    return mtq.quantize(copy.deepcopy(model), formats(mtq)[which], run), ""
+def searched(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[nn.Module, str]:
+    """Its choice between the two for each layer."""
+    found, best = auto_quantize(model, images, labels, [four_bits(), w8a8()], EFFECTIVE_BITS)
+    return found, f"met: {best['is_satisfied']}"
 
 
 def mean_bits(network: nn.Module) -> float:
@@ -81,16 +52,13 @@ def mean_bits(network: nn.Module) -> float:
 
 def fill(table: Table, network: Network) -> None:
     """The rows that are missing."""
-    everything = range(len(network.samples))
-    images, labels = network.samples.batch(everything), network.samples.targets(everything)
-    if labels is None:
-        raise SystemExit("error: ModelOpt's gradients need labels: put images in class folders")
+    images, labels = labelled(network.samples)
     if not table.has("float"):
         table.add("float", 0.0, network.held_out.float().top1, 32.0, 0.0, "")
     tools: dict[str, Callable[[], tuple[nn.Module, str]]] = {
-        "auto_quantize": lambda: auto_quantize(network.model, images, labels),
-        "W4A8": lambda: quantize(network.model, images, 0),
-        "W8A8": lambda: quantize(network.model, images, 1),
+        "auto_quantize": lambda: searched(network.model, images, labels),
+        "W4A8": lambda: (quantize(network.model, images, four_bits()), ""),
+        "W8A8": lambda: (quantize(network.model, images, w8a8()), ""),
     }
     for name, tool in tools.items():
         if table.has(name):

@@ -10,7 +10,6 @@ found; rows that are there already are not computed again.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +37,7 @@ from dqss.supernet import Assignment, Supernet
 from dqss.uniform import screen, uniform_assignments
 from experiments.budgets import baselines
 from experiments.cifar_resnet20.run import DEV, read
-from experiments.harness import CPU, HeldOut, Table, quiet, summarize
+from experiments.harness import CPU, HeldOut, Table, quiet, study_parser, summarize
 from experiments.imagenet_mobile.run import Network
 
 HERE = Path(__file__).parent
@@ -307,16 +306,13 @@ def of_mobilenet(checkpoint: Path, data: Path, settings: PTQSettings) -> Study:
 
 def main() -> None:
     """Compute the rows that are missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser(__doc__, HERE / "results.csv")
     parser.add_argument("network", choices=[*CHECKPOINTS, "mobilenetv2"], nargs="?")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--checkpoint", type=Path, help="mobilenet_v2-b0353104.pth")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
-    parser.add_argument("--out", type=Path, default=HERE / "results.csv")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
     arguments = parser.parse_args()
     if arguments.summary:
         shown = ("kl", "top1", "dev_kl", "cost", "evaluations", "seconds")

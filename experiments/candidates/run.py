@@ -8,7 +8,6 @@ rows that are there already are not computed again.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.search_spaces import studies
 from experiments.cifar_resnet20.run import Study
-from experiments.harness import CPU, Table, quiet, summarize
+from experiments.harness import CPU, Table, quiet, study_parser, summarize
 
 HERE = Path(__file__).parent
 SPACES = {"two": studies.two, "eight": studies.eight, "sixteen": studies.sixteen}
@@ -50,14 +49,11 @@ def row(study: Study, bits: int, space: str, seed: int) -> tuple[float, float, f
 
 def main() -> None:
     """Compute the rows that are missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser(__doc__, HERE / "results.csv")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--spaces", nargs="+", default=list(SPACES), choices=list(SPACES))
-    parser.add_argument("--out", type=Path, default=HERE / "results.csv")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
     arguments = parser.parse_args()
     if arguments.summary:
         return summarize(arguments.out, COLUMNS[:2], COLUMNS[3:-1])

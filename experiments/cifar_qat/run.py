@@ -9,7 +9,6 @@ results.csv as they are found; rows that are there already are not computed agai
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from dqss.lit.updates import Bilevel
 from dqss.search_spaces import learned
 from dqss.space import SearchSpace
 from experiments.cifar_qat.network import Cifar, float_network
-from experiments.harness import CPU, Table, quiet, summarize
+from experiments.harness import CPU, Table, quiet, study_parser, summarize
 
 HERE = Path(__file__).parent
 COLUMNS = ("bits", "epochs", "seed", "row", "top1", "argmax_top1", "kl", "seconds", "choices")
@@ -166,16 +165,13 @@ def _choices(strategy: Any) -> str:
 
 def main() -> None:
     """Compute the rows that are missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser(__doc__, HERE / "results.csv")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--bits", type=int, nargs="+", default=[2])
     parser.add_argument("--epochs", type=float, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--out", type=Path, default=HERE / "results.csv")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
     arguments = parser.parse_args()
     if arguments.summary:
         return summarize(arguments.out, ("bits", "epochs", "row"), ("top1", "argmax_top1", "kl", "seconds"))

@@ -8,7 +8,6 @@ to results.csv as they are found; rows that are there already are not computed a
 
 from __future__ import annotations
 
-import argparse
 import io
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ from dqss.samples import Samples
 from dqss.search_spaces.studies import eight
 from dqss.supernet import Assignment, Supernet
 from dqss.uniform import uniform_assignments
-from experiments.harness import CPU, HeldOut, Table, drawn, greedy, layer_mse, quiet, summarize
+from experiments.harness import CPU, HeldOut, Table, drawn, greedy, layer_mse, quiet, study_parser, summarize
 
 HERE = Path(__file__).parent
 COLUMNS = ("bits", "seed", "row", "kl", "top1", "dev_kl", "evaluations", "seconds")
@@ -157,7 +156,7 @@ def searched(study: Study, bits: int, seed: int, name: str) -> Iterator[Row]:
 
 def main() -> None:
     """Compute the rows that are missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser(__doc__, HERE / "results.csv")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 6])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -166,9 +165,6 @@ def main() -> None:
     parser.add_argument("--confidence", type=float, default=RefineSettings().confidence)
     parser.add_argument("--steps", type=int, help="of the search; by default as many as its bits need")
     parser.add_argument("--batch-size", type=int, default=PTQSettings().batch_size)
-    parser.add_argument("--out", type=Path, default=HERE / "results.csv")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
     arguments = parser.parse_args()
     if arguments.summary:
         return summarize(arguments.out, ("bits", "row"), ("kl", "top1", "dev_kl", "evaluations"))

@@ -8,7 +8,6 @@ they are found; rows that are there already are not computed again.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +23,7 @@ from dqss.models.factory import timm_model
 from dqss.search_spaces.studies import eight
 from dqss.space import SearchSpace
 from dqss.uniform import pair_name, uniform_assignments
-from experiments.harness import CPU, HeldOut, Quality, Table, preset, quiet, summarize
+from experiments.harness import CPU, HeldOut, Quality, Table, preset, quiet, study_parser, summarize
 
 HERE = Path(__file__).parent
 NAMES = {"mobilenet": "mobilenetv2_100", "efficientnet": "tf_efficientnet_lite0"}
@@ -87,7 +86,7 @@ def rows(network: Network, bits: tuple[int, int], settings: PTQSettings, seed: i
 
 def main() -> None:
     """Compute the runs that are missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser(__doc__, HERE / "results.csv")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--mobilenet", type=Path, help="mobilenet_v2-b0353104.pth")
     parser.add_argument("--efficientnet", type=Path, help="efficientnet-lite0-57934424.pth")
@@ -95,9 +94,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--method", default="ptq", choices=["ptq", "ptq_fast"], help="preset of the search")
     parser.add_argument("--steps", type=int, help="of the search; by default as many as its preset says")
-    parser.add_argument("--out", type=Path, default=HERE / "results.csv")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
     arguments = parser.parse_args()
     if arguments.summary:
         shown = ("kl", "top1", "gain", "gain_low", "gain_high", "evaluations")

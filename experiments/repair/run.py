@@ -10,7 +10,6 @@ what is there is not computed again.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from dqss.strategy import ModelInfo, utc_now
 from dqss.supernet import Assignment
 from dqss.uniform import screen, uniform_assignments
 from experiments.cifar_resnet20.run import Study
-from experiments.harness import CPU, HeldOut, Table, preset, quiet, summarize
+from experiments.harness import CPU, HeldOut, Table, preset, quiet, study_parser, summarize
 from experiments.imagenet_mobile.run import Network
 
 HERE = Path(__file__).parent
@@ -181,7 +180,7 @@ def _iterates(row: str) -> bool:
 
 def main() -> None:
     """Compute the rows that are missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser(__doc__, HERE / "results.csv")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--work", type=Path, help="where strategies are kept")
     parser.add_argument("--mobilenet", type=Path, help="mobilenet_v2-b0353104.pth; instead of ResNet-20")
@@ -192,9 +191,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--method", default="ptq", choices=["ptq", "ptq_fast"], help="preset of the search")
-    parser.add_argument("--out", type=Path, default=HERE / "results.csv")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
     arguments = parser.parse_args()
     if arguments.summary:
         shown = ("kl", "top1", "dev_kl", "seconds")

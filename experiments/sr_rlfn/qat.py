@@ -8,7 +8,6 @@ download. FOLDER takes run folders, from which an interrupted study goes on. Row
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,8 +24,9 @@ from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.models.super_resolution import photographs_rlfn
 from dqss.search_spaces import learned, uniform
-from experiments.harness import CPU, Table, quiet, summarize
-from experiments.sr_rlfn.run import ACTIVATIONS, EDGES
+from dqss.search_spaces.studies import EIGHT_WEIGHTS, PICTURES_ACTIVATIONS
+from experiments.harness import CPU, Table, quiet, study_parser, summarize
+from experiments.sr_rlfn.run import EDGES
 
 HERE = Path(__file__).parent
 COLUMNS = ("bits", "steps", "seed", "row", "psnr", "seconds", "choices")
@@ -73,7 +73,7 @@ class Study:
         started = time.perf_counter()
         result: Any
         if name == PTQ:
-            space = uniform(bits, bits, None, ACTIVATIONS, edges=EDGES)
+            space = uniform(bits, bits, EIGHT_WEIGHTS, PICTURES_ACTIVATIONS, edges=EDGES)
             settings = PTQSettings(steps=300, screen_images=4, discrete_every=0)
             result = search_ptq(model, data.calibration(), space, settings, **common, report_images=0)
         else:
@@ -110,15 +110,12 @@ def choices(strategy: Any) -> str:
 
 def main() -> None:
     """Compute, or sum up."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser(__doc__, HERE / "qat.csv")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--out", type=Path, default=HERE / "qat.csv")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
     arguments = parser.parse_args()
     if arguments.summary:
         return summarize(arguments.out, ("bits", "steps", "row"), ("psnr", "seconds"))

@@ -8,7 +8,6 @@ results.csv as they are found; rows that are there already are not computed agai
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,10 +27,11 @@ from dqss.models.super_resolution import super_resolution
 from dqss.progress import Reporter
 from dqss.samples import Samples
 from dqss.search_spaces import uniform
+from dqss.search_spaces.studies import EIGHT_WEIGHTS, PICTURES_ACTIVATIONS
 from dqss.space import SearchSpace
 from dqss.supernet import Assignment, Supernet
 from dqss.uniform import uniform_assignments
-from experiments.harness import CPU, Table, quiet, summarize
+from experiments.harness import CPU, Table, quiet, study_parser, summarize
 
 HERE = Path(__file__).parent
 COLUMNS = ("bits", "edges", "seed", "row", "set5", "set14", "mse", "evaluations", "seconds", "name")
@@ -39,23 +39,18 @@ SCALE, PATCHES, PATCH = 4, 32, 32
 EDGES = ("conv_1", "upsampler.0")
 """The first and the last layer."""
 SETS = ("Set5", "Set14")
-ACTIVATIONS = [
-    "minmax",
-    {"name": "percentile", "p": 99.99},
-    {"name": "percentile", "p": 99.9},
-    {"name": "percentile", "p": 99.5},
-    {"name": "percentile", "p": 99.0},
-    "mse",
-    {"name": "lp", "p": 3.0},
-    "aciq_gaussian",
-    "aciq_laplace",
-]
 
 
 def space(bits: int, edges: int) -> SearchSpace:
     """Nine ways to clip inputs, eight to clip weights; the first and the last layer at ``edges`` bits."""
     return uniform(
-        bits, bits, None, ACTIVATIONS, edges=EDGES, edge_bits=edges, name=f"sr_rlfn({bits}, {edges})"
+        bits,
+        bits,
+        EIGHT_WEIGHTS,
+        PICTURES_ACTIVATIONS,
+        edges=EDGES,
+        edge_bits=edges,
+        name=f"sr_rlfn({bits}, {edges})",
     )
 
 
@@ -132,7 +127,7 @@ def alike(name: str) -> bool:
 
 def main() -> None:
     """Compute the rows that are missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser(__doc__, HERE / "results.csv")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4])
     parser.add_argument("--edges", type=int, default=8, help="bits of the first and the last layer")
@@ -141,9 +136,6 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--loss", choices=["output", "picture"], default="output")
     parser.add_argument("--uniform", choices=["alike", "all"], help="measure uniform pairs, and nothing else")
-    parser.add_argument("--out", type=Path, default=HERE / "results.csv")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--summary", action="store_true", help="sum up the rows that are there")
     arguments = parser.parse_args()
     if arguments.summary:
         return summarize(arguments.out, ("bits", "edges", "row"), ("set5", "set14", "mse", "seconds"))

@@ -9,7 +9,6 @@ rows that are there already are not computed again.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import itertools
 from collections import defaultdict
@@ -20,7 +19,7 @@ from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.search_spaces.studies import eight
 from experiments.cifar_resnet20.run import Study
-from experiments.harness import CPU, Table, quiet
+from experiments.harness import CPU, Table, quiet, study_parser
 
 HERE = Path(__file__).parent
 COLUMNS = ("bits", "images", "subset", "kl", "top1", "best_uniform_kl", "evaluations", "exported", "options")
@@ -63,14 +62,11 @@ def summary(path: Path) -> None:
 
 def main() -> None:
     """Compute the rows that are missing, or sum up those that are there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = study_parser(__doc__, HERE / "results.csv")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
     parser.add_argument("--images", type=int, nargs="+", default=[512, 128, 32])
     parser.add_argument("--subsets", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=HERE / "results.csv")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--summary", action="store_true")
     arguments = parser.parse_args()
     if arguments.summary:
         return summary(arguments.out)

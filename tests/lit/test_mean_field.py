@@ -289,6 +289,14 @@ def test_a_search_that_begins_from_estimates_takes_fewer_steps(
     assert PTQSettings(budget=budget, schedule=schedule, steps=7).steps_at(4) == 7
 
 
+def test_no_search_within_a_budget_is_easy() -> None:
+    """Eight bits or sixteen is a choice like any other."""
+    free, bound = PTQSettings(), PTQSettings(budget=Budget(size_mb=1))
+    assert free.at(8).refine.passes == 0 and free.at(8).screen_first
+    assert bound.at(8) == bound.at(4)
+    assert bound.at(8).refine.passes == free.at(4).refine.passes and not bound.at(8).screen_first
+
+
 def test_it_begins_with_what_was_shown() -> None:
     """Before any sample: effects as they were shown, logits in their order at the entropy wanted."""
     problem = Quadratic((4, 3), 0)
