@@ -21,7 +21,6 @@ from dqss.bundle import Bundle
 from dqss.discretize import RefineSettings
 from dqss.errors import DataError, NonFiniteError
 from dqss.lit.contenders import Validation
-from dqss.lit.ptq import PTQSearch
 from dqss.lit.schedules import SoftmaxSchedule
 from dqss.lit.search import SearchResult, search_ptq
 from dqss.lit.settings import PTQSettings
@@ -32,17 +31,7 @@ from dqss.samples import Samples, split
 from dqss.space import Rule, SearchSpace
 from dqss.spec import Candidate, PerChannel, PerTensor, QuantSpec
 from tests.support.nets import THREE, cnn, images, small_space
-
-QUICK = PTQSettings(
-    steps=6, batch_size=8, refine=RefineSettings(passes=6), discrete_every=3, discrete_images=4
-)
-
-
-def quick(seed: int = 0, space: SearchSpace | None = None, **options: Any) -> tuple[SearchResult, Tensor]:
-    torch.manual_seed(100)
-    model, inputs = cnn(), images(32)
-    settings = options.pop("settings", QUICK)
-    return search_ptq(model, inputs, space or small_space(2), settings, seed=seed, **options), inputs
+from tests.support.searches import QUICK, quick
 
 
 def selection_part(inputs: Tensor, seed: int) -> Tensor:
@@ -360,53 +349,3 @@ def test_time_limit_exports_the_best_so_far() -> None:
     assert 0 < len(result.history) < 100_000
     searched, best = (result.metrics[row]["selection"]["distance"] for row in ("searched", "best_uniform"))
     assert searched <= best
-
-
-class KilledError(Exception):
-    """In the middle of a search."""
-
-
-def test_a_search_that_begins_with_what_was_shown_goes_on_where_it_was_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = replace(QUICK, screen_first=True, screen_images=4, checkpoint_every=2)
-    whole, _ = quick(settings=settings, run_dir=tmp_path / "whole")
-    blank, _ = quick(settings=replace(settings, screen_first=False))
-    # Less is open from the first step on than in a search that knows nothing.
-    assert whole.history[0]["entropy"] < 0.6 * blank.history[0]["entropy"]
-    step, calls = PTQSearch.training_step, itertools.count()
-
-    def killed(module: PTQSearch, *args: Any) -> Tensor:
-        if next(calls) == 4:
-            raise KilledError
-        return step(module, *args)
-
-    with monkeypatch.context() as patched, pytest.raises(KilledError):
-        patched.setattr(PTQSearch, "training_step", killed)
-        quick(settings=settings, run_dir=tmp_path / "cut")
-    resumed, _ = quick(settings=settings, run_dir=tmp_path / "cut")
-    for key in ("soft_loss", "entropy"):
-        assert [row[key] for row in resumed.history] == [row[key] for row in whole.history]
-    assert resumed.discretized == whole.discretized
-    assert resumed.metrics["evaluations"] == whole.metrics["evaluations"]
-
-
-def test_what_is_left_open_is_decided_by_the_bits() -> None:
-    easy, hard = PTQSettings().at(8), PTQSettings().at(7)
-    assert (easy.steps, easy.screen_first, easy.screen_images, easy.refine.passes) == (120, True, 8, 0)
-    assert (hard.steps, hard.screen_first, hard.screen_images, hard.refine.passes) == (1200, False, 16, 10)
-    said = PTQSettings(
-        steps=7, screen_first=False, screen_images=9, refine=RefineSettings(passes=3, screen=2)
-    )
-    assert said.at(8) == said.at(2) == said
-    assert PTQSettings().at(8).at(2) == easy
-
-
-def test_strategies_are_screened_once() -> None:
-    """Before or after the search, the same strategies on the same images: all cost the same."""
-    settings = replace(QUICK, screen_images=4, refine=RefineSettings(passes=0))
-    spent = {
-        first: quick(settings=replace(settings, screen_first=first))[0].metrics["evaluations"]
-        for first in (True, False)
-    }
-    assert spent[True] == spent[False]

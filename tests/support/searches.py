@@ -4,12 +4,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dqss.discretize import RefineSettings
 from dqss.lit.ptq import PTQSearch, StepBatches
 from dqss.lit.schedules import Schedule
+from dqss.lit.search import SearchResult, search_ptq
+from dqss.lit.settings import PTQSettings
 from dqss.space import SearchSpace
-from tests.support.nets import calibrated, cnn, evaluator_of, images
+from tests.support.nets import calibrated, cnn, evaluator_of, images, small_space
 
 PARTS = {"search": [11, 2, 7, 4, 9, 0, 5, 1], "refine": [3, 6], "select": [8, 10]}
 
@@ -56,3 +59,17 @@ class Recorder(pl.Callback):
         assert isinstance(pl_module, PTQSearch)
         decisions = pl_module.supernet.decisions
         self.logits.append({name: d.logits.detach().clone() for name, d in decisions.items()})
+
+
+QUICK = PTQSettings(
+    steps=6, batch_size=8, refine=RefineSettings(passes=6), discrete_every=3, discrete_images=4
+)
+"""Some steps of everything."""
+
+
+def quick(seed: int = 0, space: SearchSpace | None = None, **options: Any) -> tuple[SearchResult, Tensor]:
+    """A whole search on a small network, and its 32 inputs."""
+    torch.manual_seed(100)
+    model, inputs = cnn(), images(32)
+    settings = options.pop("settings", QUICK)
+    return search_ptq(model, inputs, space or small_space(2), settings, seed=seed, **options), inputs
