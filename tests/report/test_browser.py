@@ -74,24 +74,41 @@ def opened(browser: Any) -> Iterator[Any]:
         context.close()
 
 
+def agrees(view: Opened, folder: Path) -> None:
+    """The page says what the files of its run say, makes no error, and asks for nothing."""
+    choices = list(Strategy.load(folder).choices())
+    assert view.column("layer") == [layer for layer, _, _ in choices]
+    assert view.column("role") == [role for _, role, _ in choices]
+    assert view.column("label") == [choice.candidate().label for _, _, choice in choices]
+    for key in ("probability", "margin"):
+        wanted = [f"{getattr(choice, key):.2f}" for _, _, choice in choices]
+        assert [float(cell) for cell in view.column(key)] == [float(value) for value in wanted]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    part = "validation" if metrics["searched"]["validation"] else "selection"
+    for row in [name for name in ("float", "best_uniform", "searched") if metrics[name]]:
+        shown = view.page.inner_text(f"[data-value='{row}.{metrics['distance']}']")
+        assert shown == f"{metrics[row][part]['distance']:.4f}"
+    assert view.said == []
+    assert [url for url in view.asked if not url.startswith("data:")] == [(folder / "report.html").as_uri()]
+
+
 def test_it_says_what_the_files_say_and_asks_for_nothing(opened, run: Path, enlarged: Path) -> None:
     for folder in (run, enlarged):
-        view, choices = opened(folder / "report.html"), list(Strategy.load(folder).choices())
-        assert view.column("layer") == [layer for layer, _, _ in choices]
-        assert view.column("role") == [role for _, role, _ in choices]
-        assert view.column("label") == [choice.candidate().label for _, _, choice in choices]
-        for key in ("probability", "margin"):
-            wanted = [f"{getattr(choice, key):.2f}" for _, _, choice in choices]
-            assert [float(cell) for cell in view.column(key)] == [float(value) for value in wanted]
-        metrics = json.loads((folder / "metrics.json").read_text())
-        part = "validation" if metrics["searched"]["validation"] else "selection"
-        for row in ("float", "best_uniform", "searched"):
-            shown = view.page.inner_text(f"[data-value='{row}.{metrics['distance']}']")
-            assert shown == f"{metrics[row][part]['distance']:.4f}"
-        assert view.said == []
-        assert [url for url in view.asked if not url.startswith("data:")] == [
-            (folder / "report.html").as_uri()
-        ]
+        agrees(opened(folder / "report.html"), folder)
+
+
+RUNS = [Path(folder) for folder in os.environ.get("DQSS_REPORT_RUNS", "").split(os.pathsep) if folder]
+
+
+@pytest.mark.skipif(not RUNS, reason="name run folders in DQSS_REPORT_RUNS to try their pages")
+@pytest.mark.parametrize("folder", RUNS, ids=str)
+@pytest.mark.parametrize("width", [1400, 360])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_of_runs_that_are_named(opened, folder: Path, width: int, scheme: str) -> None:
+    file = folder.absolute() / "report.html"
+    view = opened(file, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    agrees(view, folder.absolute())
+    assert view.page.evaluate("() => document.documentElement.scrollWidth") <= width
 
 
 def test_every_chosen_option_has_its_frame(opened, run: Path) -> None:
