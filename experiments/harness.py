@@ -7,7 +7,7 @@ import csv
 import logging
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from dqss.lit.settings import PTQSettings
-from dqss.measure import Evaluator, batches
+from dqss.measure import Evaluator, batches, home
 from dqss.supernet import Assignment, Supernet
 
 
@@ -38,16 +38,21 @@ def study_parser(description: str | None, out: Path) -> argparse.ArgumentParser:
     return parser
 
 
-CPU = {"accelerator": "cpu"}
-"""Trainer of every search in a study: held-out images are on the CPU, and rows must not mix devices."""
-
-
 def preset(name: str, *overrides: str) -> PTQSettings:
     """The settings of a preset of the method group, ``ptq_fast`` say, as the command line has them."""
     with initialize_config_module("dqss.conf", version_base=None):
         settings = instantiate(compose(f"method/{name}", list(overrides)).method, _convert_="all")
     assert isinstance(settings, PTQSettings)
     return settings
+
+
+CPU = {"accelerator": "cpu"}
+"""Trainer of every search in a study that has not :func:`add_accelerator`."""
+
+
+def add_accelerator(parser: argparse.ArgumentParser) -> None:
+    """``--accelerator``, for a study that runs on a GPU too: rows that are compared come from one device."""
+    parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"])
 
 
 class Table:
@@ -135,8 +140,7 @@ class HeldOut:
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> None:
         self.images, self.labels, self.batch_size = images, labels, batch_size
-        with torch.no_grad():
-            self.reference = torch.cat([model(run) for run in images.split(batch_size)])
+        self.reference = self._outputs(model, home(model), None)
 
     def float(self) -> Quality:
         """The float network itself."""
@@ -146,13 +150,16 @@ class HeldOut:
     def measure(self, supernet: Supernet, assignment: Assignment, count: int | None = None) -> Quality:
         """A discrete network on (the first ``count``) images."""
         with supernet.assign(assignment):
-            runs = self.images[:count].split(self.batch_size)
-            return self.judge(torch.cat([supernet(run) for run in runs]))
+            return self.judge(self._outputs(supernet, home(supernet), count))
+
+    def measure_module(self, model: nn.Module) -> Quality:
+        """Any other network, as it stands and where it stands."""
+        return self.judge(self._outputs(model, home(model), None))
 
     @torch.no_grad()
-    def measure_module(self, model: nn.Module) -> Quality:
-        """Any other network, as it stands."""
-        return self.judge(torch.cat([model(run) for run in self.images.split(self.batch_size)]))
+    def _outputs(self, run: Callable[[Tensor], Tensor], device: torch.device, count: int | None) -> Tensor:
+        batches = self.images[:count].split(self.batch_size)
+        return torch.cat([run(batch.to(device)).cpu() for batch in batches])
 
     def judge(self, outputs: Tensor) -> Quality:
         """Outputs for (the first of) the images."""
@@ -207,7 +214,7 @@ def layer_mse(evaluator: Evaluator, images: int = 128) -> dict[str, int]:
             hooks.append(quantizer.register_forward_pre_hook(add))
     with supernet.mode("float"):
         for run in batches(range(min(images, len(evaluator.samples))), 32):
-            supernet(evaluator.samples.batch(run))
+            supernet(evaluator.samples.batch(run).to(evaluator.device))
     for hook in hooks:
         hook.remove()
     return {name: int(np.argmin(values)) for name, values in errors.items()}

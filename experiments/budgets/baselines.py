@@ -32,7 +32,7 @@ def weight_errors(supernet: Supernet) -> Scores:
             original = original_weight(layer.module)
             options = range(len(layer.weight.candidates))
             errors = [(layer.weight.stack.choose(k) - original).double().square().sum() for k in options]
-            found[layer.weight.decision.name] = torch.stack(errors)
+            found[layer.weight.decision.name] = torch.stack(errors).cpu()
     return found
 
 
@@ -51,13 +51,13 @@ def activation_errors(evaluator: Evaluator, images: int = 128, relative: bool = 
         def see(module: nn.Module, args: tuple[Tensor, ...], quantizer=quantizer) -> None:  # type: ignore[no-untyped-def]
             x, name = args[0], quantizer.decision.name
             each = [(quantizer[k](x) - x).double().square().sum() for k in range(len(quantizer.candidates))]
-            errors[name] = errors.get(name, torch.zeros(len(each))) + torch.stack(each)
-            power[name] = power.get(name, torch.zeros(())) + x.double().square().sum()
+            errors[name] = errors.get(name, torch.zeros(len(each))) + torch.stack(each).cpu()
+            power[name] = power.get(name, torch.zeros(())) + x.double().square().sum().cpu()
 
         handles.append(quantizer.register_forward_pre_hook(see))
     with supernet.mode("float"):
         for run in batches(range(min(images, len(evaluator.samples))), 32):
-            supernet(evaluator.samples.batch(run))
+            supernet(evaluator.samples.batch(run).to(evaluator.device))
             evaluator.meter.forward(len(run))
     for handle in handles:
         handle.remove()
@@ -69,7 +69,7 @@ def sqnr(evaluator: Evaluator) -> Scores:
     """The inverse of the signal-to-quantization-noise ratio of every tensor (local, no gradients)."""
     supernet = evaluator.supernet
     powers = {
-        layer.weight.decision.name: original_weight(layer.module).double().square().sum()
+        layer.weight.decision.name: original_weight(layer.module).double().square().sum().cpu()
         for layer in supernet.layers.values()
         if layer.weight is not None
     }
@@ -98,9 +98,10 @@ def curvatures(evaluator: Evaluator, images: int = 256, seed: int = 0) -> dict[s
     try:
         for index in range(count):
             with supernet.mode("float"), _inputs(supernet) as seen:
-                logits = supernet(evaluator.samples.batch([index]).requires_grad_())
-            label = torch.multinomial(torch.softmax(logits.detach(), 1), 1, generator=draw)
-            loss = -torch.log_softmax(logits, 1).gather(1, label).sum()
+                image = evaluator.samples.batch([index]).to(evaluator.device)
+                logits = supernet(image.requires_grad_())
+            label = torch.multinomial(torch.softmax(logits.detach(), 1).cpu(), 1, generator=draw)
+            loss = -torch.log_softmax(logits, 1).gather(1, label.to(logits.device)).sum()
             slopes = torch.autograd.grad(loss, [*weights.values(), *(x for _, x in seen)])
             for name, slope in zip([*weights, *(name for name, _ in seen)], slopes, strict=True):
                 totals[name] += float(slope.double().square().sum()) / count / slope.numel()

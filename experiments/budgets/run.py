@@ -24,6 +24,7 @@ from dqss.budget import Budget, Limits, costs
 from dqss.budget.workload import Workload, watch
 from dqss.discretize import RefineSettings
 from dqss.lit.build import build, limits_of
+from dqss.lit.device import device_of
 from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.measure import Evaluator, Meter
@@ -37,7 +38,7 @@ from dqss.supernet import Assignment, Supernet
 from dqss.uniform import screen, uniform_assignments
 from experiments.budgets import baselines
 from experiments.cifar_resnet20.run import DEV, read
-from experiments.harness import CPU, HeldOut, Table, quiet, study_parser, summarize
+from experiments.harness import HeldOut, Table, add_accelerator, quiet, study_parser, summarize
 from experiments.imagenet_mobile.run import Network
 
 HERE = Path(__file__).parent
@@ -105,6 +106,7 @@ class Study:
         calibration: inputs by seed.
         widths: of the candidates.
         settings: of the searches.
+        accelerator: where all of it runs.
     """
 
     def __init__(
@@ -116,20 +118,22 @@ class Study:
         calibration: Callable[[int], Samples],
         widths: tuple[int, ...],
         settings: PTQSettings,
+        accelerator: str = "cpu",
     ) -> None:
         self.name, self.model, self.held_out, self.dev = name, model, held_out, dev
         self.calibration, self.widths, self.settings = calibration, widths, settings
+        self.trainer = {"accelerator": accelerator}
 
     def prepared(self, target: Target, seed: int) -> Prepared:
         """A calibrated supernet of all candidates, and the budget on it."""
-        samples, device = self.calibration(seed), torch.device("cpu")
+        samples, device = self.calibration(seed), device_of(self.trainer)
         candidates = space(*target.widths(self.widths))
         _, evaluator = build(self.model, samples, candidates, self.settings, seed, None, device, Reporter())
         evaluator.parts = {**evaluator.parts, "refine": range(len(samples))}
         evaluator.batch_size = min(64, self.held_out.batch_size)
         evaluator.reference(range(len(samples)))
         uniform = uniform_at(evaluator.supernet, target)
-        work = watch(evaluator.supernet, samples.batch([0]))
+        work = watch(evaluator.supernet, samples.batch([0]).to(device))
         budget = target.budget(evaluator.supernet, work, next(iter(uniform.values())))
         limits = limits_of(budget, evaluator)
         assert limits is not None
@@ -230,7 +234,7 @@ def searched(study: Study, target: Target, seed: int, name: str) -> Row:
         candidates,
         study.settings,
         seed=seed,
-        trainer=CPU,
+        trainer=study.trainer,
         budget=budget,
     )
     seconds = time.perf_counter() - started
@@ -272,7 +276,7 @@ def run(study: Study, targets: Sequence[str], seeds: list[int], rows: list[str],
 CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
 
 
-def of_cifar(name: str, data: Path, settings: PTQSettings) -> Study:
+def of_cifar(name: str, data: Path, settings: PTQSettings, accelerator: str = "cpu") -> Study:
     """The study on a CIFAR ResNet."""
     loaded = cifar_resnet(name, checkpoint=str(data / CHECKPOINTS[name]))
     model: nn.Module = loaded.module
@@ -286,10 +290,10 @@ def of_cifar(name: str, data: Path, settings: PTQSettings) -> Study:
         chosen = np.random.default_rng(seed).permutation(available)[:CALIBRATION]
         return Samples.of(read(data / "train_jpeg.npz", chosen)[0])
 
-    return Study(name, model, held_out, dev, calibration, WIDTHS, settings)
+    return Study(name, model, held_out, dev, calibration, WIDTHS, settings, accelerator)
 
 
-def of_mobilenet(checkpoint: Path, data: Path, settings: PTQSettings) -> Study:
+def of_mobilenet(checkpoint: Path, data: Path, settings: PTQSettings, accelerator: str) -> Study:
     """The study on MobileNetV2 and real images; all calibration images for every seed."""
     network = Network("mobilenet", checkpoint, data)
     settings = replace(settings, refine=RefineSettings(passes=4, program_passes=10))  # it takes long
@@ -301,12 +305,14 @@ def of_mobilenet(checkpoint: Path, data: Path, settings: PTQSettings) -> Study:
         lambda seed: network.samples,
         FEW_WIDTHS,
         settings,
+        accelerator,
     )
 
 
 def main() -> None:
     """Compute the rows that are missing."""
     parser = study_parser(__doc__, HERE / "results.csv")
+    add_accelerator(parser)
     parser.add_argument("network", choices=[*CHECKPOINTS, "mobilenetv2"], nargs="?")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--checkpoint", type=Path, help="mobilenet_v2-b0353104.pth")
@@ -322,9 +328,9 @@ def main() -> None:
     quiet(arguments.threads)
     settings = PTQSettings(discrete_every=0)
     if arguments.network in CHECKPOINTS:
-        study = of_cifar(arguments.network, arguments.data, settings)
+        study = of_cifar(arguments.network, arguments.data, settings, arguments.accelerator)
     else:
-        study = of_mobilenet(arguments.checkpoint, arguments.data, settings)
+        study = of_mobilenet(arguments.checkpoint, arguments.data, settings, arguments.accelerator)
     run(study, arguments.targets, arguments.seeds, arguments.rows, Table(arguments.out, COLUMNS, KEYS))
 
 

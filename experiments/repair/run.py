@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dqss.apply import apply_strategy, make_bundle
@@ -35,12 +36,14 @@ from dqss.strategy import ModelInfo, utc_now
 from dqss.supernet import Assignment
 from dqss.uniform import screen, uniform_assignments
 from experiments.cifar_resnet20.run import Study
-from experiments.harness import CPU, HeldOut, Table, preset, quiet, study_parser, summarize
+from experiments.harness import HeldOut, Table, add_accelerator, preset, quiet, study_parser, summarize
 from experiments.imagenet_mobile.run import Network
 
 HERE = Path(__file__).parent
 BITS = {"W4A4": (4, 4), "W4A8": (4, 8), "W3A8": (3, 8)}
-EDGES = {"resnet20": ("conv1", "linear"), "mobilenet": ("conv_stem", "classifier")}
+MOBILE_EDGES = ("conv_stem", "classifier")
+EDGES = {"resnet20": ("conv1", "linear"), "mobilenet": MOBILE_EDGES, "efficientnet": MOBILE_EDGES}
+CHECKPOINTS = {"mobilenet": "mobilenet_v2-b0353104.pth", "efficientnet": "efficientnet-lite0-57934424.pth"}
 COLUMNS = ("network", "bits", "edges", "seed", "row", "kl", "top1", "dev_kl", "seconds")
 
 ITERATIONS = 500
@@ -78,18 +81,26 @@ class Subject:
     held_out: HeldOut
     dev: HeldOut | None
     settings: PTQSettings
+    trainer: Mapping[str, Any]
 
     @classmethod
-    def resnet20(cls, data: Path, settings: PTQSettings) -> Subject:
+    def resnet20(cls, data: Path, settings: PTQSettings, trainer: Mapping[str, Any]) -> Subject:
         """CIFAR, as in ``experiments/cifar_resnet20``."""
         study = Study(data, settings)
-        return cls("resnet20", study.model, study.calibration, study.held_out, study.dev, settings)
+        return cls("resnet20", study.model, study.calibration, study.held_out, study.dev, settings, trainer)
 
     @classmethod
-    def mobilenet(cls, data: Path, checkpoint: Path, settings: PTQSettings) -> Subject:
-        """ImageNet, as in ``experiments/imagenet_mobile``."""
-        found = Network("mobilenet", checkpoint, data)
-        return cls("mobilenet", found.model, lambda seed: found.samples, found.held_out, None, settings)
+    def imagenet(
+        cls, name: str, data: Path, checkpoint: Path, settings: PTQSettings, trainer: Mapping[str, Any]
+    ) -> Subject:
+        """A network of ``experiments/imagenet_mobile``, and its images."""
+        found = Network(name, checkpoint, data)
+        return cls(name, found.model, lambda seed: found.samples, found.held_out, None, settings, trainer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything runs."""
+        return device_of(self.trainer)
 
 
 def space(bits: tuple[int, int], edges: tuple[str, ...]) -> SearchSpace:
@@ -124,13 +135,13 @@ class Setting:
 
     def _search(self, folder: Path) -> None:
         settings = self.study.settings
-        options = {"seed": self.seed, "trainer": CPU, "run_dir": folder}
+        options = {"seed": self.seed, "trainer": self.study.trainer, "run_dir": folder}
         search_ptq(self.study.model, self.samples, self.space, settings, **options)  # type: ignore[arg-type]
 
     def built(self) -> tuple[Prepared, Evaluator]:
         """A calibrated supernet."""
         if self._built is None:
-            model, settings, device = self.study.model, self.study.settings, device_of(CPU)
+            model, settings, device = self.study.model, self.study.settings, self.study.device
             arguments = (self.space, settings, self.seed, None, device, Reporter())
             self._built = build(model, self.samples, *arguments)
         return self._built
@@ -165,9 +176,10 @@ def rows(
         bundle, inputs, started = setting.strategy(name), setting.inputs(), time.perf_counter()
         if settings is not None:
             settings = replace(settings, **change) if settings.iterations else settings
-            bundle = repair_strategy(study.model, bundle, inputs, settings, seed=seed).bundle
+            options = {"seed": seed, "device": study.device}
+            bundle = repair_strategy(study.model, bundle, inputs, settings, **options).bundle
         seconds = time.perf_counter() - started
-        network = apply_strategy(study.model, bundle)
+        network = apply_strategy(study.model, bundle).to(study.device)
         found = study.held_out.measure_module(network)
         dev = float("nan") if study.dev is None else study.dev.measure_module(network).kl
         yield row, found.kl, found.top1, dev, seconds
@@ -181,9 +193,11 @@ def _iterates(row: str) -> bool:
 def main() -> None:
     """Compute the rows that are missing."""
     parser = study_parser(__doc__, HERE / "results.csv")
+    add_accelerator(parser)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--work", type=Path, help="where strategies are kept")
-    parser.add_argument("--mobilenet", type=Path, help="mobilenet_v2-b0353104.pth; instead of ResNet-20")
+    for name, file in CHECKPOINTS.items():
+        parser.add_argument(f"--{name}", type=Path, help=f"{file}; instead of ResNet-20")
     parser.add_argument("--iterations", type=int, default=ITERATIONS)
     parser.add_argument("--batch-size", type=int, default=BLOCKS.batch_size)
     parser.add_argument("--bits", nargs="+", default=list(BITS), choices=list(BITS))
@@ -200,10 +214,12 @@ def main() -> None:
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=5)
     settings: PTQSettings = replace(preset(arguments.method), discrete_every=0)
-    if arguments.mobilenet is None:
-        study = Subject.resnet20(arguments.data, settings)
-    else:
-        study = Subject.mobilenet(arguments.data, arguments.mobilenet, settings)
+    trainer = {"accelerator": arguments.accelerator}
+    study: Subject | None = None
+    for name in CHECKPOINTS:
+        if getattr(arguments, name) is not None:
+            study = Subject.imagenet(name, arguments.data, getattr(arguments, name), settings, trainer)
+    study = study or Subject.resnet20(arguments.data, settings, trainer)
     network = study.name if arguments.method == "ptq" else f"{study.name} ({arguments.method})"
     change = {"iterations": arguments.iterations, "batch_size": arguments.batch_size}
     usual = (arguments.iterations, arguments.batch_size) == (ITERATIONS, BLOCKS.batch_size)
