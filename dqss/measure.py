@@ -15,6 +15,7 @@ from torch import Tensor
 from dqss.calls import call_model
 from dqss.io import Journal
 from dqss.losses import Distance
+from dqss.precision import full_precision
 from dqss.samples import Samples
 from dqss.sensitivity import GROUP, PASSES, Estimates, second_order
 from dqss.supernet import Assignment, Supernet
@@ -219,6 +220,7 @@ def measure_stream(
     return measure_networks(reference, loader, networks, distance, metric, device, advance)
 
 
+@full_precision()
 @torch.no_grad()
 def measure_networks(
     reference: Callable[[Any], Any],

@@ -13,6 +13,7 @@ from dqss.apply import apply_strategy
 from dqss.discretize import RefineSettings
 from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
+from dqss.precision import full_precision
 from tests.support.nets import EVERY_PASS, calibrated, cnn, every_other, images, small_space
 
 pytestmark = pytest.mark.gpu
@@ -102,3 +103,13 @@ def test_same_seed_same_strategy_on_cuda() -> None:
     results = [search_ptq(model, inputs, small_space(3), SETTINGS, seed=2) for _ in range(2)]
     choices = [list(result.bundle.strategy.choices()) for result in results]
     assert [c[:2] for c in choices[0]] == [c[:2] for c in choices[1]]
+
+
+def test_convolutions_are_exact_on_cuda() -> None:
+    """TF32 cuts operands to eleven bits, on by default; then no integer runtime gives the same sums."""
+    torch.manual_seed(0)
+    layer, batch = nn.Conv2d(64, 64, 3, bias=False).to(CUDA), torch.randn(8, 64, 16, 16, device=CUDA)
+    with torch.no_grad(), full_precision():
+        found = layer(batch).double()
+        wanted = layer.double()(batch.double())
+    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()

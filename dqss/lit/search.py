@@ -30,6 +30,7 @@ from dqss.lit.settings import PTQSettings
 from dqss.lit.stepped import HistoryRow
 from dqss.lit.trajectory import TRAJECTORY_FILE
 from dqss.measure import Evaluator
+from dqss.precision import full_precision
 from dqss.prepare.modules import unwrap
 from dqss.progress import Reporter
 from dqss.recompute import recomputing
@@ -71,6 +72,7 @@ class SearchResult:
         return apply_strategy(self.model, self.bundle)
 
 
+@full_precision()
 def search_ptq(
     model: nn.Module,
     inputs: Samples | Tensor | Iterable[Any],

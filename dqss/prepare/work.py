@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dqss.calls import call_model, tensors_in
+from dqss.precision import full_precision
 
 
 def _copy_inputs(inputs: Any) -> Any:
@@ -26,22 +27,22 @@ def _copy_inputs(inputs: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32 on CUDA: its error is larger than what is verified here."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    kept, matmul.allow_tf32 = matmul.allow_tf32, False
+def _exactly() -> Iterator[None]:
+    """Full precision, and the same bits each time."""
+    cudnn = torch.backends.cudnn
+    kept, cudnn.deterministic = cudnn.deterministic, True
     try:
-        with cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=False):
+        with full_precision():
             yield
     finally:
-        matmul.allow_tf32 = kept
+        cudnn.deterministic = kept
 
 
 @contextlib.contextmanager
 def reproducible(model: nn.Module) -> Iterator[None]:
     """No gradients, full precision, and random numbers that neither vary nor are missed outside."""
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
-    precision = _full_precision() if devices else contextlib.nullcontext()
+    precision = _exactly() if devices else contextlib.nullcontext()
     with torch.no_grad(), torch.random.fork_rng(devices=devices), precision:
         # torch.manual_seed would also reseed devices that are not put back.
         for generator in (torch.default_generator, *(torch.cuda.default_generators[d] for d in devices)):

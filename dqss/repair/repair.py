@@ -19,6 +19,7 @@ from dqss.choice import TensorChoice
 from dqss.errors import DataError
 from dqss.measure import batches, home, to_device
 from dqss.mixing import Grid
+from dqss.precision import full_precision
 from dqss.progress import Reporter
 from dqss.repair.bias import correct_biases
 from dqss.repair.cache import Rows, Store
@@ -48,6 +49,7 @@ class Repaired:
     left: list[str]
 
 
+@full_precision()
 def repair_strategy(
     model: nn.Module,
     bundle: Bundle,
