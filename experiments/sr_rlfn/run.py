@@ -9,10 +9,11 @@ results.csv as they are found; rows that are there already are not computed agai
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 from dqss.data.pictures import Pictures
 from dqss.image_quality import psnr_y
 from dqss.lit.build import build
+from dqss.lit.device import device_of
 from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.losses import PictureLoss
+from dqss.measure import home
 from dqss.models.super_resolution import super_resolution
 from dqss.progress import Reporter
 from dqss.samples import Samples
@@ -31,7 +34,7 @@ from dqss.search_spaces.studies import EIGHT_WEIGHTS, PICTURES_ACTIVATIONS
 from dqss.space import SearchSpace
 from dqss.supernet import Assignment, Supernet
 from dqss.uniform import uniform_assignments
-from experiments.harness import CPU, Table, quiet, study_parser, summarize
+from experiments.harness import CPU, Table, add_accelerator, quiet, study_parser, summarize
 
 HERE = Path(__file__).parent
 COLUMNS = ("bits", "edges", "seed", "row", "set5", "set14", "mse", "evaluations", "seconds", "name")
@@ -57,8 +60,8 @@ def space(bits: int, edges: int) -> SearchSpace:
 class Study:
     """The network, and whole pictures to measure on: nothing is chosen with them."""
 
-    def __init__(self, data: Path, settings: PTQSettings) -> None:
-        self.data, self.settings = data, settings
+    def __init__(self, data: Path, settings: PTQSettings, trainer: Mapping[str, Any] = CPU) -> None:
+        self.data, self.settings, self.trainer = data, settings, trainer
         loaded = super_resolution("rlfn", SCALE, data / "weights" / "rlfn_x4.pth")
         self.model: nn.Module = loaded.module
         self.input = loaded.input
@@ -74,8 +77,11 @@ class Study:
     @torch.no_grad()
     def psnr(self, network: nn.Module, name: str) -> float:
         """Mean over the pictures of a set, in dB."""
-        each = [psnr_y(network(low), high, peak=255.0, border=SCALE) for low, high in self.sets[name]]
-        return float(torch.cat(each).mean())
+        device = home(network)
+        pictures = ((network(low.to(device)).cpu(), high) for low, high in self.sets[name])
+        return float(
+            torch.cat([psnr_y(made, high, peak=255.0, border=SCALE) for made, high in pictures]).mean()
+        )
 
     def both(self, supernet: Supernet, assignment: Assignment) -> tuple[float, float]:
         """On both sets."""
@@ -94,7 +100,9 @@ class Study:
         started = time.perf_counter()
         # L1 to the pictures themselves, or the squared error to the float network's output.
         settings = replace(self.settings, loss=PictureLoss() if loss == "picture" else None)
-        result = search_ptq(self.model, patches, space(bits, edges), settings, seed=seed, trainer=CPU)
+        result = search_ptq(
+            self.model, patches, space(bits, edges), settings, seed=seed, trainer=self.trainer
+        )
         seconds, supernet = time.perf_counter() - started, result.supernet
         found, metrics = result.discretized, result.metrics
         suffix = "" if loss == "output" else f"_{loss}"
@@ -110,7 +118,7 @@ class Study:
 
     def uniform_rows(self, bits: int, edges: int, seed: int, every: bool) -> Iterator[tuple[object, ...]]:
         """All uniform pairs, or those of one algorithm on both sides, on Set5."""
-        device, patches = torch.device("cpu"), self.patches(seed)
+        device, patches = device_of(self.trainer), self.patches(seed)
         found = build(self.model, patches, space(bits, edges), self.settings, seed, None, device, Reporter())
         supernet = found[1].supernet
         for name, assignment in uniform_assignments(supernet).items():
@@ -128,6 +136,7 @@ def alike(name: str) -> bool:
 def main() -> None:
     """Compute the rows that are missing."""
     parser = study_parser(__doc__, HERE / "results.csv")
+    add_accelerator(parser)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4])
     parser.add_argument("--edges", type=int, default=8, help="bits of the first and the last layer")
@@ -146,7 +155,7 @@ def main() -> None:
     settings = PTQSettings(
         steps=arguments.steps, batch_size=arguments.batch_size, screen_images=4, discrete_every=0
     )
-    study = Study(arguments.data, settings)
+    study = Study(arguments.data, settings, {"accelerator": arguments.accelerator})
     for row in () if table.has("float", "", "", "float") else ("float",):
         both = study.psnr(study.model, "Set5"), study.psnr(study.model, "Set14")
         table.add("float", "", "", row, *both, 0.0, 0, 0.0, "")
