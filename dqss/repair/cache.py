@@ -47,7 +47,7 @@ class Store:
         """
         size = math.prod(shape) * dtype.itemsize
         if self.device.type == "cuda" and size <= DEVICE_SHARE * _free(self.device):
-            with suppress(torch.OutOfMemoryError):  # others use the device as well
+            with suppress(torch.cuda.OutOfMemoryError):  # others use the device as well
                 return torch.empty(*shape, dtype=dtype, device=self.device)
         if self.used + size <= self.limit:
             made = torch.empty(*shape, dtype=dtype)
