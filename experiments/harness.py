@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dqss.lit.settings import PTQSettings
 from dqss.measure import Evaluator, batches, home
+from dqss.precision import full_precision
 from dqss.supernet import Assignment, Supernet
 
 
@@ -156,6 +157,7 @@ class HeldOut:
         """Any other network, as it stands and where it stands."""
         return self.judge(self._outputs(model, home(model), None))
 
+    @full_precision()
     @torch.no_grad()
     def _outputs(self, run: Callable[[Tensor], Tensor], device: torch.device, count: int | None) -> Tensor:
         batches = self.images[:count].split(self.batch_size)

@@ -14,6 +14,10 @@ from dqss.discretize import RefineSettings
 from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.precision import full_precision
+from dqss.repair import repair_strategy
+from dqss.repair.cache import Store
+from dqss.repair.chance import chances
+from tests.repair.support import network, pictures, settings, strategy_for
 from tests.support.nets import EVERY_PASS, calibrated, cnn, every_other, images, small_space
 
 pytestmark = pytest.mark.gpu
@@ -113,3 +117,33 @@ def test_convolutions_are_exact_on_cuda() -> None:
         found = layer(batch).double()
         wanted = layer.double()(batch.double())
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+def test_repair_on_cuda() -> None:
+    """Blocks come nearer there too, and what was found is used where it is loaded, on the CPU say."""
+    model, inputs = network(), pictures()
+    bundle = strategy_for(model, inputs)
+    options = settings(iterations=100, learn_steps=True, bias_correction=True)
+    found = repair_strategy(model, bundle, inputs, options, device=torch.device(CUDA))
+    assert all(not tensor.is_cuda for tensor in found.bundle.tensors.values())
+    assert sum(errors.kept for errors in found.errors.values()) >= 3
+    assert all(errors.held_out[1] < errors.held_out[0] for errors in found.errors.values() if errors.kept)
+    others = pictures(64, seed=99)
+    with torch.no_grad():
+        wanted = model(others)
+        plain, tuned = (
+            float((apply_strategy(model, one)(others) - wanted).square().mean())
+            for one in (bundle, found.bundle)
+        )
+    assert tuned < 0.8 * plain
+
+
+def test_what_blocks_are_fed_with_is_on_the_device_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device(CUDA)
+    store = Store(1 << 20, device=device)
+    first = store.empty((4, 5), torch.float32)
+    assert first.is_cuda and store.used == 0
+    monkeypatch.setattr("dqss.repair.cache._free", lambda device: 100)
+    assert not store.empty((4, 5), torch.float32).is_cuda and store.used == 80
+    on_device = chances((1000, 100), 0.25, torch.Generator(device).manual_seed(0))
+    assert on_device.is_cuda and abs(float(on_device.double().mean()) - 0.25) < 0.01

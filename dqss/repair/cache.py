@@ -1,4 +1,4 @@
-"""What blocks are fed with and should give, row by row: in memory up to a limit, on disk beyond it."""
+"""What blocks are fed with and should give, row by row: on the device, in memory, or else on disk."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,8 +14,11 @@ from torch import Tensor
 
 from dqss.io import ensure_folder, output_error
 
+CPU = torch.device("cpu")
 PREFIX = ".dqss-cache-"
 """Of the names of folders with files."""
+DEVICE_SHARE = 0.5
+"""Of the free memory of a CUDA device that one tensor may take: what is learned needs some too."""
 
 
 class Store:
@@ -23,10 +27,12 @@ class Store:
     Args:
         limit: bytes of memory for all that is alive at once.
         folder: where files go; None: where the system keeps temporary ones. They are gone with the store.
+        device: where the tensors are read; on CUDA they are made there while they fit, and the limit does
+            not count them. Rows that were copied there in each iteration would take longer than it.
     """
 
-    def __init__(self, limit: float, folder: Path | None = None) -> None:
-        self.limit, self.used = limit, 0
+    def __init__(self, limit: float, folder: Path | None = None, device: torch.device = CPU) -> None:
+        self.limit, self.used, self.device = limit, 0, device
         self._files: tempfile.TemporaryDirectory[str] | None = None
         self._folder, self._count = folder, 0
         self._in_memory: dict[int, int] = {}
@@ -40,6 +46,9 @@ class Store:
             OutputError: where a file cannot be made.
         """
         size = math.prod(shape) * dtype.itemsize
+        if self.device.type == "cuda" and size <= DEVICE_SHARE * _free(self.device):
+            with suppress(torch.cuda.OutOfMemoryError):  # others use the device as well
+                return torch.empty(*shape, dtype=dtype, device=self.device)
         if self.used + size <= self.limit:
             made = torch.empty(*shape, dtype=dtype)
             self.used += size
@@ -76,6 +85,12 @@ class Store:
             raise output_error(self._folder or tempfile.gettempdir(), error) from error
         self._count += 1
         return path
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of a CUDA device that this process could have."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 class Rows:

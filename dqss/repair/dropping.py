@@ -31,7 +31,7 @@ class DroppingQuantizer(nn.Module):
         quantizer: that is in the layer; it stays as it is.
         drop: chance of a value to stay in float.
         learn: whether the step learns.
-        generator: of the chances.
+        generator: of the chances; where the inputs are.
 
     Attributes:
         shift: ``[C]``, the logarithm of the step over the quantizer's own.
@@ -53,7 +53,7 @@ class DroppingQuantizer(nn.Module):
         quantized: Tensor = self._learned(x) if self.learn else self.quantizer(x)
         if self.drop <= 0:
             return quantized
-        return torch.where(chances(x.shape, self.drop, self.generator).to(x.device), x, quantized)
+        return torch.where(chances(x.shape, self.drop, self.generator), x, quantized)
 
     def _learned(self, x: Tensor) -> Tensor:
         grid = self.quantizer.grid()

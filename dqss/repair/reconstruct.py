@@ -100,8 +100,11 @@ class Reconstruction:
     ) -> None:
         self.network, self.unit, self.weights, self.settings = network, unit, dict(weights), settings
         digest = hashlib.sha256(f"{seed}/{unit.name}".encode()).digest()
-        self.generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         self.device = next(iter(self.weights.values()))[0].device
+        own = int.from_bytes(digest[:8], "little") >> 1
+        self.generator = torch.Generator().manual_seed(own)
+        on_cpu = self.device.type == "cpu"
+        self.chance = self.generator if on_cpu else torch.Generator(self.device).manual_seed(own)
 
     def run(self, data: Data, advance: Callable[[], None] = lambda: None) -> Found:
         """Learn, round for good, and keep that if it is better on what was held out.
@@ -160,7 +163,7 @@ class Reconstruction:
                         settings.step_learning_rate * (1 + cos(pi * progress)) / 2
                     )
                 output = self.unit.run(self.network, self._inputs(data, rows))
-                wanted = data.wanted[rows].to(self.device)
+                wanted = self._rows(data.wanted, rows)
                 loss = (output.float() - wanted).square().mean() / unit_size
                 if progress >= settings.warmup:
                     beta = _beta((progress - settings.warmup) / max(1 - settings.warmup, 1e-9))
@@ -181,11 +184,15 @@ class Reconstruction:
 
     def _inputs(self, data: Data, rows: Tensor) -> Tensor:
         """Quantized and float inputs, mixed value by value."""
-        x = data.quantized[rows]
+        x = self._rows(data.quantized, rows)
         if data.exact is not None and self.settings.float_inputs > 0:
-            chosen = chances(x.shape, self.settings.float_inputs, self.generator)
-            x = torch.where(chosen, data.exact[rows], x)
-        return x.to(self.device)
+            chosen = chances(x.shape, self.settings.float_inputs, self.chance)
+            x = torch.where(chosen, self._rows(data.exact, rows), x)
+        return x
+
+    def _rows(self, kept: Tensor, rows: Tensor) -> Tensor:
+        """Some rows of what is kept, wherever that is, in a place of their own."""
+        return kept[rows.to(kept.device)].to(self.device)
 
     def _batches(self, count: int) -> Iterator[Tensor]:
         """Rows of each iteration: a permutation after the other."""
@@ -205,7 +212,7 @@ class Reconstruction:
             for name, quantizer in self._input_quantizers().items():
                 layer = self.network.get_submodule(name)
                 learn = self.settings.learn_steps and self.settings.drop < 1
-                step = DroppingQuantizer(quantizer, self.settings.drop, learn, self.generator)
+                step = DroppingQuantizer(quantizer, self.settings.drop, learn, self.chance)
                 setattr(layer, INPUT_QUANTIZER, step.to(self.device))
                 stack.callback(setattr, layer, INPUT_QUANTIZER, quantizer)
                 steps[name] = step

@@ -138,7 +138,7 @@ class _Work:
         self.left = [name for name in chosen if name not in weights or name in left]
         kept = Kept(self.folder, self._identity())
         with (
-            closing(Store(self.settings.cache_mb * 2**20, self.folder)) as store,
+            closing(Store(self.settings.cache_mb * 2**20, self.folder, self.device)) as store,
             self.reporter.stage("repair", len(units) * self.settings.iterations) as stage,
         ):
             feed = _Feed(self, store)

@@ -34,7 +34,8 @@ class RepairSettings:
             on them does not fall.
         bias_correction: afterwards, move the mean of every layer's output to what it is in the float
             network (arXiv 1906.04721, section 4.2, empirically).
-        cache_mb: memory for cached inputs and outputs of blocks, in MiB; what goes beyond is on disk.
+        cache_mb: memory for cached inputs and outputs of blocks, in MiB; what goes beyond is on disk. On a
+            CUDA device they are in its own memory as long as that suffices.
     """
 
     blocks: Sequence[str] = (AUTO,)

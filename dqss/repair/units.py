@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dqss.blocks import AUTO, find_blocks, repeated_blocks
 from dqss.calls import call_model
 from dqss.errors import UserError
+from dqss.prepare.equalize import ChannelCaps
 from dqss.repair.partial import Enough, run_until_enough
 
 ACTIVATIONS = (
@@ -27,6 +28,7 @@ ACTIVATIONS = (
     nn.Hardtanh,
     nn.Sigmoid,
     nn.Tanh,
+    ChannelCaps,
 )
 """Modules that belong to the layer before them: its error counts after them (AdaRound, eq. 25)."""
 

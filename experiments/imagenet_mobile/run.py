@@ -8,22 +8,34 @@ they are found; rows that are there already are not computed again.
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dqss.data.imagefolder import ImageFolder
+from dqss.lit.device import device_of
 from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.models.factory import timm_model
 from dqss.search_spaces.studies import eight
 from dqss.space import SearchSpace
 from dqss.uniform import pair_name, uniform_assignments
-from experiments.harness import CPU, HeldOut, Quality, Table, preset, quiet, study_parser, summarize
+from experiments.harness import (
+    HeldOut,
+    Quality,
+    Table,
+    add_accelerator,
+    preset,
+    quiet,
+    study_parser,
+    summarize,
+)
 
 HERE = Path(__file__).parent
 NAMES = {"mobilenet": "mobilenetv2_100", "efficientnet": "tf_efficientnet_lite0"}
@@ -36,9 +48,16 @@ COLUMNS = (
 
 
 class Network:
-    """A network with its calibration images and its held-out ones, which report only."""
+    """A network with its calibration images and its held-out ones, which report only.
 
-    def __init__(self, name: str, checkpoint: Path, data: Path) -> None:
+    Args:
+        name: of :data:`NAMES`.
+        checkpoint: its file.
+        data: folder of images.
+        device: where outputs on held-out images are made; None: where the network is, which stays there.
+    """
+
+    def __init__(self, name: str, checkpoint: Path, data: Path, device: torch.device | None = None) -> None:
         loaded = timm_model(NAMES[name], checkpoint=checkpoint, checkpoint_mapping="order")
         self.model: nn.Module = loaded.module
         images = ImageFolder(data / "calibration", data / "dev")
@@ -50,7 +69,8 @@ class Network:
         pixels, labels = (torch.cat(part) for part in zip(*batches, strict=True))
         # The files lie in class folders: in their own order the first few would be of a few classes.
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-        self.held_out = HeldOut(self.model, pixels[order], labels[order], 25)
+        there = self.model if device is None else copy.deepcopy(self.model).to(device)
+        self.held_out = HeldOut(there, pixels[order], labels[order], 25)
 
 
 def diagonal(space: SearchSpace) -> dict[str, str]:
@@ -66,11 +86,13 @@ def diagonal(space: SearchSpace) -> dict[str, str]:
 Found = tuple[str, Quality, int, float, str]
 
 
-def rows(network: Network, bits: tuple[int, int], settings: PTQSettings, seed: int) -> Iterator[Found]:
+def rows(
+    network: Network, bits: tuple[int, int], settings: PTQSettings, seed: int, trainer: Mapping[str, Any]
+) -> Iterator[Found]:
     """The search, its contenders, and what else one could have done."""
     space, held_out = eight(*bits), network.held_out
     started = time.perf_counter()
-    result = search_ptq(network.model, network.samples, space, settings, seed=seed, trainer=CPU)
+    result = search_ptq(network.model, network.samples, space, settings, seed=seed, trainer=trainer)
     seconds, evaluations = time.perf_counter() - started, result.metrics["evaluations"]
     outcome, supernet = result.discretized, result.supernet
     uniform = uniform_assignments(supernet)
@@ -87,6 +109,7 @@ def rows(network: Network, bits: tuple[int, int], settings: PTQSettings, seed: i
 def main() -> None:
     """Compute the runs that are missing."""
     parser = study_parser(__doc__, HERE / "results.csv")
+    add_accelerator(parser)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--mobilenet", type=Path, help="mobilenet_v2-b0353104.pth")
     parser.add_argument("--efficientnet", type=Path, help="efficientnet-lite0-57934424.pth")
@@ -112,11 +135,15 @@ def main() -> None:
             for seed in arguments.seeds
             if not table.has(name, bits, seed, settings.steps_at(min(BITS[bits])), "uniform aciq_laplace")
         ]
-        network = Network(name, checkpoint, arguments.data) if checkpoint and missing else None
+        trainer = {"accelerator": arguments.accelerator}
+        device = device_of(trainer)
+        network = Network(name, checkpoint, arguments.data, device) if checkpoint and missing else None
         for bits, seed in missing if network else ():
             best: Quality | None = None
             steps = settings.steps_at(min(BITS[bits]))
-            for row, found, evaluations, seconds, chosen in rows(network, BITS[bits], settings, seed):
+            for row, found, evaluations, seconds, chosen in rows(
+                network, BITS[bits], settings, seed, trainer
+            ):
                 best = best or found
                 if not table.has(name, bits, seed, steps, row):
                     gain = found.gain_over(best)

@@ -10,9 +10,11 @@ what is there is not computed again.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,10 @@ from dqss.measure import Evaluator
 from dqss.prepare import Prepared
 from dqss.progress import Reporter
 from dqss.repair import RepairSettings, repair_strategy
-from dqss.samples import Samples
+from dqss.samples import Samples, split
 from dqss.search_spaces.studies import eight
 from dqss.space import SearchSpace
+from dqss.spec import Candidate
 from dqss.strategy import ModelInfo, utc_now
 from dqss.supernet import Assignment
 from dqss.uniform import screen, uniform_assignments
@@ -44,31 +47,65 @@ BITS = {"W4A4": (4, 4), "W4A8": (4, 8), "W3A8": (3, 8)}
 MOBILE_EDGES = ("conv_stem", "classifier")
 EDGES = {"resnet20": ("conv1", "linear"), "mobilenet": MOBILE_EDGES, "efficientnet": MOBILE_EDGES}
 CHECKPOINTS = {"mobilenet": "mobilenet_v2-b0353104.pth", "efficientnet": "efficientnet-lite0-57934424.pth"}
-COLUMNS = ("network", "bits", "edges", "seed", "row", "kl", "top1", "dev_kl", "seconds")
+COLUMNS = (
+    "network", "bits", "edges", "seed", "row", "kl", "top1", "gain", "gain_low", "gain_high", "dev_kl",
+    "search_seconds", "seconds",
+)  # fmt: skip
 
 ITERATIONS = 500
 ADAROUND = RepairSettings(blocks=(), drop=0.0, float_inputs=0.0, iterations=ITERATIONS)
 BLOCKS = RepairSettings(iterations=ITERATIONS)
-STEPS = replace(BLOCKS, learn_steps=True)
-BIASES = RepairSettings(iterations=0, bias_correction=True)
-UNIFORM = {"minmax": "minmax", "mse": "mse"}
-ROWS: dict[str, tuple[str, RepairSettings | None]] = {
-    "best_uniform": ("best_uniform", None),
-    "searched": ("searched", None),
-    "searched+blocks": ("searched", BLOCKS),
-    "searched+blocks+steps": ("searched", STEPS),
-    "searched+blocks+steps+biases": ("searched", replace(STEPS, bias_correction=True)),
-    "mse": ("mse", None),
-    "mse+adaround": ("mse", ADAROUND),
-    "mse+blocks": ("mse", BLOCKS),
-    "mse+blocks+steps": ("mse", STEPS),
-    "minmax": ("minmax", None),
-    "minmax+adaround": ("minmax", ADAROUND),
-    "searched+adaround": ("searched", ADAROUND),
-    "searched+biases": ("searched", BIASES),
-    "searched+adaround+biases": ("searched", replace(ADAROUND, bias_correction=True)),
+REPAIRS = {
+    "adaround": ADAROUND,
+    "adaround+steps": replace(ADAROUND, learn_steps=True),
+    "adaround+biases": replace(ADAROUND, bias_correction=True),
+    "blocks": BLOCKS,
+    "blocks+steps": replace(BLOCKS, learn_steps=True),
+    "blocks+steps+biases": replace(BLOCKS, learn_steps=True, bias_correction=True),
+    "biases": RepairSettings(iterations=0, bias_correction=True),
 }
+
+
+class Source(Enum):
+    """Where a strategy comes from; a uniform one has one algorithm for weights and activations."""
+
+    SEARCH = "search"
+    BEST_UNIFORM = "best_uniform"
+    MINMAX = "minmax"
+    MSE = "mse"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A strategy that is tuned.
+
+    Attributes:
+        source: see there.
+        fitted: whether the search may round weights to fit their inputs (``adaround`` is a candidate).
+        equalized: whether the weights of layers that follow one another are equalized first.
+    """
+
+    source: Source
+    fitted: bool = False
+    equalized: bool = False
+
+
+STARTS = {
+    "best_uniform": Start(Source.BEST_UNIFORM),
+    "minmax": Start(Source.MINMAX),
+    "mse": Start(Source.MSE),
+    "searched": Start(Source.SEARCH),
+    "fitted": Start(Source.SEARCH, fitted=True),
+}
+STARTS |= {f"equalized_{name}": replace(start, equalized=True) for name, start in STARTS.items()}
+ROWS: dict[str, tuple[str, RepairSettings | None]] = {name: (name, None) for name in STARTS}
+ROWS |= {f"{name}+{how}": (name, settings) for name in STARTS for how, settings in REPAIRS.items()}
 """What is tuned, and how."""
+USUAL = (
+    "best_uniform", "searched", "mse+adaround", "mse+blocks", "searched+adaround", "searched+blocks+steps",
+    "fitted", "fitted+adaround", "fitted+adaround+steps", "equalized_best_uniform", "equalized_mse+adaround",
+    "equalized_fitted", "equalized_fitted+adaround", "equalized_fitted+adaround+steps",
+)  # fmt: skip
 
 
 @dataclass
@@ -94,7 +131,7 @@ class Subject:
         cls, name: str, data: Path, checkpoint: Path, settings: PTQSettings, trainer: Mapping[str, Any]
     ) -> Subject:
         """A network of ``experiments/imagenet_mobile``, and its images."""
-        found = Network(name, checkpoint, data)
+        found = Network(name, checkpoint, data, device_of(trainer))
         return cls(name, found.model, lambda seed: found.samples, found.held_out, None, settings, trainer)
 
     @property
@@ -103,13 +140,20 @@ class Subject:
         return device_of(self.trainer)
 
 
-def space(bits: tuple[int, int], edges: tuple[str, ...]) -> SearchSpace:
-    """Eight candidates a side; first and last layer like the others, or at 8 bits."""
+def space(bits: tuple[int, int], edges: tuple[str, ...], fitted: bool = False) -> SearchSpace:
+    """Eight candidates a side, ``fitted`` a ninth; first and last layer like the others, or at 8 bits."""
     found = eight(*bits)
-    if not edges:
-        return found
-    (rule,) = eight(8, 8).rules
-    return replace(found, name=f"{found.name}, edges at 8", rules=(replace(rule, names=edges), *found.rules))
+    if edges:
+        (rule,) = eight(8, 8).rules
+        name = f"{found.name}, edges at 8"
+        found = replace(found, name=name, rules=(replace(rule, names=edges), *found.rules))
+    if fitted:
+        rules = [
+            replace(rule, weight=(*rule.weight, Candidate.of("adaround", rule.weight[0].spec)))
+            for rule in found.rules
+        ]
+        found = replace(found, name=f"{found.name}, adaround", rules=tuple(rules))
+    return found
 
 
 class Setting:
@@ -117,63 +161,75 @@ class Setting:
 
     def __init__(self, study: Subject, bits: str, edges: str, seed: int, work: Path) -> None:
         self.study, self.seed = study, seed
-        self.space = space(BITS[bits], EDGES[study.name] if edges == "8" else ())
+        self.bits, self.edges = BITS[bits], EDGES[study.name] if edges == "8" else ()
         network = "" if study.name == "resnet20" else f"{study.name}-"
         self.folder = work / f"{network}{bits}-{edges}-{seed}"
         self.samples = study.calibration(seed)
-        self._built: tuple[Prepared, Evaluator] | None = None
+        self._built: dict[bool, tuple[Prepared, Evaluator]] = {}
 
-    def strategy(self, name: str) -> Bundle:
-        """The searched strategy, the best uniform one, or the uniform one of an algorithm."""
-        folder = self.folder / name
+    def strategy(self, name: str) -> tuple[Bundle, float]:
+        """One of :data:`STARTS`, and the seconds that its search took (0: there was none)."""
+        start, folder = STARTS[name], self.folder / name
         if not (folder / "strategy.json").exists():
-            if name == "searched":
-                self._search(folder)
+            if start.source is Source.SEARCH:
+                self._search(start, folder)
             else:
-                self._bundle(self._uniform(name)).save(folder)
-        return load(folder)
+                self._bundle(start).save(folder)
+        measured = folder / "metrics.json"
+        seconds = json.loads(measured.read_text())["seconds"] if measured.exists() else {}
+        return load(folder), float(sum(seconds.values()))
 
-    def _search(self, folder: Path) -> None:
-        settings = self.study.settings
-        options = {"seed": self.seed, "trainer": self.study.trainer, "run_dir": folder}
-        search_ptq(self.study.model, self.samples, self.space, settings, **options)  # type: ignore[arg-type]
+    def _search(self, start: Start, folder: Path) -> None:
+        settings = replace(self.study.settings, equalize=start.equalized)
+        options = {"seed": self.seed, "trainer": self.study.trainer, "run_dir": folder, "report_images": 0}
+        candidates = space(self.bits, self.edges, start.fitted)
+        search_ptq(self.study.model, self.samples, candidates, settings, **options)  # type: ignore[arg-type]
 
-    def built(self) -> tuple[Prepared, Evaluator]:
+    def _build(self, equalized: bool) -> tuple[Prepared, Evaluator]:
         """A calibrated supernet."""
-        if self._built is None:
-            model, settings, device = self.study.model, self.study.settings, self.study.device
-            arguments = (self.space, settings, self.seed, None, device, Reporter())
-            self._built = build(model, self.samples, *arguments)
-        return self._built
+        if equalized not in self._built:
+            settings = replace(self.study.settings, equalize=equalized)
+            arguments = (
+                space(self.bits, self.edges),
+                settings,
+                self.seed,
+                None,
+                self.study.device,
+                Reporter(),
+            )
+            self._built[equalized] = build(self.study.model, self.samples, *arguments)
+        return self._built[equalized]
 
-    def _uniform(self, name: str) -> Assignment:
-        evaluator = self.built()[1]
-        uniform = uniform_assignments(evaluator.supernet)
-        if name == "best_uniform":
-            return uniform[screen(evaluator, uniform, 4)[0]]
-        return next(found for key, found in uniform.items() if key.count(f"{name}@") == 2)
-
-    def _bundle(self, assignment: Assignment) -> Bundle:
-        prepared, evaluator = self.built()
+    def _bundle(self, start: Start) -> Bundle:
+        prepared, evaluator = self._build(start.equalized)
         model = ModelInfo(source="study", name=self.study.name, weights_sha256="", tensors={}, prepare=[])
-        fields = {"dqss": "", "created": utc_now(), "search_space": self.space.name, "method": "uniform"}
+        name = space(self.bits, self.edges).name
+        fields = {"dqss": "", "created": utc_now(), "search_space": name, "method": "uniform"}
         example = self.samples.batch([0])
         options = {"seed": self.seed, "budget": None}
+        assignment = uniform(evaluator, start.source)
         return make_bundle(evaluator.supernet, assignment, prepared, model, example, **fields, **options)
 
     def inputs(self) -> Samples:
         """What repair sees: the part that is searched on."""
-        return self.samples.subset(self.built()[1].parts["search"])
+        return self.samples.subset(split(len(self.samples), self.study.settings.parts, self.seed)[0])
 
 
-def rows(
-    setting: Setting, wanted: Sequence[str], change: Mapping[str, Any]
-) -> Iterator[tuple[str, float, float, float, float]]:
-    """Every row that is wanted: name, divergence, top-1, divergence on development images, seconds."""
+def uniform(evaluator: Evaluator, source: Source) -> Assignment:
+    """The best of all uniform strategies, or the one with ``source`` for everything."""
+    found = uniform_assignments(evaluator.supernet)
+    if source is Source.BEST_UNIFORM:
+        return found[screen(evaluator, found, 4).names[0]]
+    return next(one for key, one in found.items() if key.count(f"{source.value}@") == 2)
+
+
+def rows(setting: Setting, wanted: Sequence[str], change: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
+    """Every row that is wanted: its name, and what the columns after it say."""
     study, seed = setting.study, setting.seed
     for row in wanted:
         name, settings = ROWS[row]
-        bundle, inputs, started = setting.strategy(name), setting.inputs(), time.perf_counter()
+        bundle, searched = setting.strategy(name)
+        inputs, started = setting.inputs(), time.perf_counter()
         if settings is not None:
             settings = replace(settings, **change) if settings.iterations else settings
             options = {"seed": seed, "device": study.device}
@@ -181,8 +237,9 @@ def rows(
         seconds = time.perf_counter() - started
         network = apply_strategy(study.model, bundle).to(study.device)
         found = study.held_out.measure_module(network)
+        gain = found.gain_over(study.held_out.float())
         dev = float("nan") if study.dev is None else study.dev.measure_module(network).kl
-        yield row, found.kl, found.top1, dev, seconds
+        yield row, found.kl, found.top1, *gain, dev, searched, seconds
 
 
 def _iterates(row: str) -> bool:
@@ -203,24 +260,28 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", default=list(BITS), choices=list(BITS))
     parser.add_argument("--edges", nargs="+", default=["same", "8"], choices=["same", "8"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    known = f"a strategy ({', '.join(STARTS)}), or one and a repair of it: + {', '.join(REPAIRS)}"
+    parser.add_argument("--rows", nargs="+", default=USUAL, choices=list(ROWS), metavar="ROW", help=known)
     parser.add_argument("--method", default="ptq", choices=["ptq", "ptq_fast"], help="preset of the search")
+    parser.add_argument("--steps", type=int, help="of the search; by default as many as its preset says")
     arguments = parser.parse_args()
     if arguments.summary:
-        shown = ("kl", "top1", "dev_kl", "seconds")
+        shown = ("kl", "top1", "gain", "gain_low", "gain_high", "dev_kl", "search_seconds", "seconds")
         return summarize(arguments.out, ("network", "bits", "edges", "row"), shown)
     if arguments.data is None or arguments.work is None:
         parser.error("--data FOLDER and --work FOLDER are needed")
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=5)
-    settings: PTQSettings = replace(preset(arguments.method), discrete_every=0)
+    settings = replace(preset(arguments.method), discrete_every=0)
+    settings = replace(settings, steps=arguments.steps or settings.steps)
     trainer = {"accelerator": arguments.accelerator}
     study: Subject | None = None
     for name in CHECKPOINTS:
         if getattr(arguments, name) is not None:
             study = Subject.imagenet(name, arguments.data, getattr(arguments, name), settings, trainer)
     study = study or Subject.resnet20(arguments.data, settings, trainer)
-    network = study.name if arguments.method == "ptq" else f"{study.name} ({arguments.method})"
+    method = arguments.method if arguments.steps is None else f"{arguments.method} {arguments.steps} steps"
+    network = study.name if method == "ptq" else f"{study.name} ({method})"
     change = {"iterations": arguments.iterations, "batch_size": arguments.batch_size}
     usual = (arguments.iterations, arguments.batch_size) == (ITERATIONS, BLOCKS.batch_size)
     suffix = "" if usual else f"_{arguments.iterations}x{arguments.batch_size}"
@@ -228,10 +289,10 @@ def main() -> None:
         for edges in arguments.edges:
             for seed in arguments.seeds:
                 key = (network, bits, edges, seed)
-                place = arguments.work / arguments.method
-                setting = Setting(study, bits, edges, seed, place)
+                setting = Setting(study, bits, edges, seed, arguments.work / method.replace(" ", "-"))
                 if not table.has(*key, "float"):
-                    table.add(*key, "float", 0.0, study.held_out.float().top1, 0.0, 0.0)
+                    top1 = study.held_out.float().top1
+                    table.add(*key, "float", 0.0, top1, *[0.0] * 6)
                 named = {row: row + (suffix if _iterates(row) else "") for row in arguments.rows}
                 missing = [row for row in arguments.rows if not table.has(*key, named[row])]
                 for row, *found in rows(setting, missing, change):

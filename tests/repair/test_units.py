@@ -108,3 +108,13 @@ def test_input_quantizers_do_not_touch_what_is_captured() -> None:
     inputs = pictures(2)
     given, _ = captured(model, Unit(("stem", "act"), ("stem",)), inputs)
     assert torch.equal(given, inputs)
+
+
+def test_the_caps_of_an_equalized_network_belong_to_the_layer_before_them() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 4, 1)).eval()
+    inputs = torch.randn(2, 3, 8, 8)
+    found = prepare(model, inputs, optional=("equalize",))
+    assert "equalize 0>1>2" in found.recipe
+    units, _ = units_of(found.model, inputs)
+    assert [unit.modules for unit in units] == [("0", "1"), ("2",)]
