@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dqss.budget.limits import Limits
 from dqss.budget.switches import Switch, within
@@ -25,6 +25,8 @@ class RefineSettings:
     Attributes:
         passes: limit, in passes over the part that is searched on (0: no refinement); None: ten, or
             what the search that it belongs to says.
+        rescue_passes: the limit where the argmax is no better than the best uniform strategy, from which
+            refinement begins then; None: as many as ``passes``.
         screen: images on which a change is tried first; only promising ones get the whole part.
         alternatives: options tried per decision in one sweep.
         program_passes: with a budget, limit for the steps of the integer program before the sweeps
@@ -36,13 +38,14 @@ class RefineSettings:
     """
 
     passes: float | None = None
+    rescue_passes: float | None = None
     screen: int = 32
     alternatives: int = 2
     confidence: float = 3.0
     program_passes: float = 25.0
 
     def __post_init__(self) -> None:
-        check_least(self, "refine", 0, "passes", optional=True)
+        check_least(self, "refine", 0, "passes", "rescue_passes", optional=True)
         check_least(self, "refine", 0, "confidence", "program_passes")
         check_least(self, "refine", 1, "screen", "alternatives")
 
@@ -88,9 +91,9 @@ def discretize(
     is searched on, or the last one if there is no time to measure. The exported assignment is never
     worse on the selection part than the best uniform one. That one is chosen on the part that is
     searched on, like the searched one: of several measured on the selection part the luckiest would
-    win, and its luck would be counted for it. With ``limits``, which ``found`` and ``uniform`` keep
-    already, refinement stays within them, and may begin from the best uniform assignment. ``screened`` is
-    what :func:`dqss.uniform.screen` has found of ``uniform``, if it has looked already.
+    win, and its luck would be counted for it. Where it is no worse than the argmax, refinement begins
+    from it. With ``limits``, which ``found`` and ``uniform`` keep already, refinement stays within them.
+    ``screened`` is what :func:`dqss.uniform.screen` has found of ``uniform``, if it has looked already.
     """
     if screened is None and uniform:
         screened = screen(evaluator, uniform, finalists, first)
@@ -98,8 +101,10 @@ def discretize(
     best_uniform = names[0] if names else None
     argmax = _best(evaluator, found, out_of_time)
     begin = argmax
-    if limits is not None:
+    if limits is not None or settings.limit(1) > 0 or settings.rescue_passes:
         begin = _best(evaluator, [*(uniform[name] for name in names[:1]), argmax], out_of_time)
+    if begin != argmax and settings.rescue_passes is not None:
+        settings = replace(settings, passes=settings.rescue_passes)
     refined, changes = refine(evaluator, begin, settings, out_of_time, limits)
     contenders: dict[str, Assignment] = {"refined": refined, "argmax": argmax}
     contenders.update({name: uniform[name] for name in names})

@@ -178,6 +178,28 @@ def test_the_best_of_what_the_search_has_found_is_taken() -> None:
     assert late.assignments["argmax"] == found[-1]
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_search_that_is_behind_the_best_uniform_strategy_is_refined_from_there(
+    seed: int, behind: bool
+) -> None:
+    landscape: Any = Landscape(seed)
+    uniform: Any = {f"u{k}": dict.fromkeys(landscape.names, k) for k in range(4)}
+    by_cost = [
+        dict(zip(landscape.names, row, strict=True)) for row in landscape.cost.sort(1).indices.T.tolist()
+    ]
+    worst, best = by_cost[-1], {**by_cost[0], landscape.names[0]: by_cost[1][landscape.names[0]]}
+    settings = RefineSettings(passes=0, rescue_passes=1000, screen=10, alternatives=3, confidence=0.0)
+    found = worst if behind else best
+    outcome = discretize(landscape, [found], uniform, settings, finalists=4)
+    refined = outcome.assignments["refined"]
+    assert refined == (by_cost[0] if behind else best)
+    before = landscape.meter.evaluations
+    settings = RefineSettings(passes=0)  # none at all: nothing is measured for it either
+    assert discretize(landscape, [worst], {}, settings, finalists=1).assignments["refined"] == worst
+    assert landscape.meter.evaluations - before == 2 * len(landscape.parts["select"])
+
+
 def test_equal_contenders_export_the_searched_one() -> None:
     landscape: Any = Landscape(0, options=1)
     uniform: Any = {"u": dict.fromkeys(landscape.names, 0)}
