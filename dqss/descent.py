@@ -20,9 +20,10 @@ from dqss.trials import gains, mean
 
 WATCHED = 256
 """Inputs that estimates are made of."""
-CONFIDENCE = 0.5
-"""Standard errors that a step must gain: a dozen are tried, not hundreds as of single switches. For the
-same reason each is measured on the whole part at once: of some thirty inputs a few decide the mean."""
+CONFIDENCE = 1.5
+"""Standard errors that a step must gain: of a dozen that do nothing, the luckiest gains as much. (Half an
+error made things worse on other images as often as better, ``experiments/budgets``.) Each is measured on
+the whole part at once: of some thirty inputs a few decide the mean."""
 HOPELESS = 1e6
 """What is added to the effects of a step after which the distance is no number."""
 FEWEST = 2
