@@ -23,10 +23,10 @@ from dqss.deploy.parity import Whole
 from dqss.measure import batches
 from dqss.samples import Samples
 from experiments.export.networks import NETWORKS, Files
-from experiments.export.run import BITS, HERE, drawn, strategy
+from experiments.export.run import BITS, HERE, TARGETS, drawn, strategy
 from experiments.harness import Table, quiet
 
-COLUMNS = ("network", "bits", "inputs", "error", "agreement")
+COLUMNS = ("network", "bits", "target", "inputs", "error", "agreement")
 ROUNDING = 2.0**-23
 
 
@@ -61,23 +61,29 @@ def main() -> None:
     parser.add_argument("--efficientnet", type=Path)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--bits", nargs="+", default=list(BITS), choices=list(BITS))
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--images", type=int, help="at most so many")
     arguments = parser.parse_args()
     quiet(1)
-    table = Table(HERE / "controls.csv", COLUMNS, keys=2)
+    table = Table(HERE / "controls.csv", COLUMNS, keys=3)
     files = Files(arguments.data, arguments.mobilenet, arguments.efficientnet)
     for name in arguments.networks:
-        missing = [bits for bits in arguments.bits if not table.has(name, bits)]
+        missing = [
+            (bits, target)
+            for bits in arguments.bits
+            for target in (arguments.targets if bits in ("W8A8", "W4A8") else ["generic"])
+            if not table.has(name, bits, target)
+        ]
         case = NETWORKS[name](files) if missing else None
-        for bits in missing:
+        for bits, target in missing:
             assert case is not None
             samples = drawn(case.samples, arguments.images)
-            bundle = strategy(case, bits)
+            bundle = strategy(case, bits, TARGETS[target])
             plain, changed = (apply_strategy(case.model, bundle) for _ in range(2))
             rounded_otherwise(changed, bundle.strategy.layers, 0)
             found = compare(plain, changed, samples)
             agreement = "" if found.agreement is None else found.agreement
-            table.add(name, bits, found.count, f"{found.relative_error:.2g}", agreement)
+            table.add(name, bits, target, found.count, f"{found.relative_error:.2g}", agreement)
 
 
 if __name__ == "__main__":

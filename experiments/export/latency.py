@@ -92,7 +92,12 @@ def variants(case: Case, folder: Path) -> dict[str, bytes]:
     ours = folder / "ours.onnx"
     few = case.samples.subset(range(32))
     export_model(
-        case.model, strategy(case, "W8A8"), ours, few, target=ONNXRUNTIME_CPU, tolerance=Tolerance(noise=9)
+        case.model,
+        strategy(case, "W8A8", ONNXRUNTIME_CPU),
+        ours,
+        few,
+        target=ONNXRUNTIME_CPU,
+        tolerance=Tolerance(noise=9),
     )
     static = own_static(floating, case.calibration, CalibrationMethod.MinMax, folder)
     paths = {"float": floating, "onnxruntime static": static, "dqss": ours}
