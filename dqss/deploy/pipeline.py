@@ -71,6 +71,11 @@ def export(model: nn.Module, bundle: Bundle, path: Path, samples: Samples, optio
         notes.append(
             f"in float, since whole units of its accumulator round its bias too much: {', '.join(coarse)}"
         )
+    if options.target.points and not bundle.strategy.points:
+        notes.append(
+            f"searched without target={options.target.name}: what goes into an addition, a concatenation or "
+            "an average is not quantized, and convolutions before them run in float"
+        )
     if not options.target.tried:
         notes.append(f"no file for {options.target.name} has been run by us")
     data = _serialized(found.graph)
