@@ -88,4 +88,8 @@ def _quantize_input(layer: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]
 
 
 def _quantize_output(layer: nn.Module, args: Any, output: Any) -> Any:
-    return getattr(layer, OUTPUT_QUANTIZER)(output) if isinstance(output, Tensor) else output
+    if not isinstance(output, Tensor):
+        return output
+    found: Tensor = getattr(layer, OUTPUT_QUANTIZER)(output)
+    # The network may write into its layers' outputs, and autograd refuses that for functions of ours.
+    return found.clone() if found.requires_grad and found is not output else found
