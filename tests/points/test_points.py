@@ -298,6 +298,24 @@ def test_without_points_an_export_says_so(tmp_path: Path) -> None:
     assert not dqss.export_model(model, bundle, tmp_path / "generic.onnx", inputs).notes
 
 
+def test_repair_leaves_one_tensor_one_step(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    model, inputs = Network(Residual(), Residual()).eval(), batch(24)
+    searched = ONNXRUNTIME_CPU.adapt(uniform(3, 8, ["mse"], ["mse"]))
+    prepared, supernet = prepared_supernet(model, inputs, searched)
+    bundle = bundle_of(prepared, supernet, supernet.argmax(), inputs)
+    settings = dqss.RepairSettings(iterations=100, learn_steps=True)
+    repaired = dqss.repair_strategy(model, bundle, inputs, settings).bundle
+    learned = {key for key, t in repaired.tensors.items() if not torch.equal(t, bundle.tensors.get(key, t))}
+    assert any(key.endswith(".second.activation.scale") for key in learned)
+    assert not any(key.endswith(".first.activation.scale") for key in learned)
+    report = dqss.export_model(model, repaired, tmp_path / "m.onnx", inputs, target=ONNXRUNTIME_CPU)
+    quantized = [
+        node.input[0] for node in onnx.load(report.path).graph.node if node.op_type == "QuantizeLinear"
+    ]
+    assert len(quantized) == len(set(quantized)) and not report.kernels.floating
+
+
 class Rows(nn.Sequential):
     """A container that adds: nothing can be put around its forward."""
 
