@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dqss.apply import apply_strategy
 from dqss.calls import call_model, first_tensor
-from dqss.deploy.parity import Whole
+from dqss.deploy.compared import Whole
 from dqss.measure import batches
 from dqss.samples import Samples
 from experiments.export.networks import NETWORKS, Files

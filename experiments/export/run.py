@@ -26,8 +26,8 @@ from dqss import __version__
 from dqss.apply import apply_strategy, make_bundle
 from dqss.bundle import Bundle
 from dqss.calls import call_model, first_tensor
+from dqss.deploy.compared import Parity, Whole
 from dqss.deploy.export import export_model
-from dqss.deploy.parity import Parity, Whole
 from dqss.deploy.report import ExportReport
 from dqss.deploy.targets import GENERIC, ONNXRUNTIME_CPU, Target
 from dqss.deploy.tolerance import Tolerance
