@@ -54,7 +54,7 @@ def test_networks_of_every_shape(name: str, tmp_path: Path) -> None:
     names = {f"{n}.{role}" for n, role, _ in bundle.strategy.choices() if role != "weight"}
     assert {row.part.call[0] for row in report.parity.parts if row.part.call} == names
     assert max(row.largest for row in report.parity.parts) == 0.0
-    if name == "convolutions":  # which squeezes its batch, so that a program takes one input at a time
+    if name == "convolutions":  # whose trace fixes how many inputs there are: one
         return
     wanted = list(tensors_in(call_model(apply_strategy(model, bundle), inputs)))
     found = torch.export.load(report.path).module()(*tensors_of(inputs))
