@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dqss.apply import apply_strategy
+from dqss.bundle import Bundle
 from dqss.calls import call_model, first_tensor
 from dqss.deploy.compared import Whole
 from dqss.measure import batches
@@ -53,6 +54,25 @@ def compare(one: nn.Module, other: nn.Module, samples: Samples) -> Whole:
     return total
 
 
+@torch.no_grad()
+def top1(model: nn.Module, samples: Samples) -> float:
+    """Share of right answers."""
+    right = 0
+    for run in batches(range(len(samples)), 25):
+        targets: Any = samples.targets(run)
+        right += int((first_tensor(call_model(model, samples.batch(run))).argmax(1) == targets).sum())
+    return right / len(samples)
+
+
+def print_top1(model: nn.Module, bundle: Bundle, samples: Samples, seeds: int) -> None:
+    """Of the simulation as it is, and with its sums rounded in so many other ways."""
+    print(f"as it is: {top1(apply_strategy(model, bundle), samples):.2%}")
+    for seed in range(seeds):
+        changed = apply_strategy(model, bundle)
+        rounded_otherwise(changed, bundle.strategy.layers, seed)
+        print(f"rounded otherwise, seed {seed}: {top1(changed, samples):.2%}", flush=True)
+
+
 def main() -> None:
     """Compute the rows that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -63,10 +83,15 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", default=list(BITS), choices=list(BITS))
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--images", type=int, help="at most so many")
+    parser.add_argument("--top1", type=int, default=0, help="print top-1 for so many seeds instead")
     arguments = parser.parse_args()
     quiet(1)
     table = Table(HERE / "controls.csv", COLUMNS, keys=3)
     files = Files(arguments.data, arguments.mobilenet, arguments.efficientnet)
+    if arguments.top1:
+        one = NETWORKS[arguments.networks[0]](files)
+        bundle = strategy(one, arguments.bits[0], TARGETS[arguments.targets[0]])
+        return print_top1(one.model, bundle, one.samples, arguments.top1)
     for name in arguments.networks:
         missing = [
             (bits, target)
