@@ -20,6 +20,7 @@ _EXPORTS = {
     "UserError": "dqss.errors",
     "apply_strategy": "dqss.apply",
     "export_model": "dqss.deploy.export",
+    "export_program": "dqss.deploy.program",
     "load": "dqss.bundle",
     "repair_strategy": "dqss.repair",
     "search_ptq": "dqss.lit.search",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from dqss.budget import Budget
     from dqss.bundle import load
     from dqss.deploy.export import export_model
+    from dqss.deploy.program import export_program
     from dqss.errors import UserError
     from dqss.lit.qat_search import search_qat
     from dqss.lit.qat_settings import QATSettings
@@ -52,6 +54,7 @@ __all__ = [
     "__version__",
     "apply_strategy",
     "export_model",
+    "export_program",
     "load",
     "repair_strategy",
     "search_ptq",

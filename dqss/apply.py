@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from dqss import quantizers
-from dqss.attach import attach_input, forbid_nested
+from dqss.attach import attach_input, attach_output, forbid_nested
 from dqss.bundle import Bundle
 from dqss.calls import call_model
-from dqss.choice import LayerStrategy, ProductStrategy, TensorChoice
+from dqss.choice import OUTPUT, LayerStrategy, PointStrategy, ProductStrategy, TensorChoice
 from dqss.errors import StrategyError
 from dqss.functional import channel_count
 from dqss.layers import input_shape, searchable_layers
 from dqss.measure import home, to_device
 from dqss.mixed import MixedQuantizer, MixedWeight
 from dqss.mixing import Codes
+from dqss.points import SearchablePoint
 from dqss.prepare import Prepared, fingerprint, prepare
-from dqss.products import ProductQuantizer, attach_products, can_attach
+from dqss.products import ProductQuantizer, SearchableProduct, attach_products, can_attach
 from dqss.signature import describe_inputs, example_inputs
 from dqss.spec import PerTensor, Role
 from dqss.strategy import ModelInfo, Strategy
@@ -66,13 +67,14 @@ def make_bundle(
                     tensors[f"{name}.weight.codes"] = codes.cpu().clone()
                     choices[role] = choices[role].model_copy(update={"tuned": True})
         layers[name] = LayerStrategy(weight=choices.get("weight"), activation=choices.get("activation"))
-    products: dict[str, ProductStrategy] = {}
-    for name, product in supernet.products.items():
-        operands = dict(product.operands())
-        for role, quantizer in operands.items():
+    chosen: dict[str, dict[str, TensorChoice]] = {}
+    both: dict[str, SearchableProduct | SearchablePoint] = {**supernet.products, **supernet.points}
+    for name, each in both.items():
+        chosen[name] = {role: _choice(quantizer, assignment) for role, quantizer in each.operands()}
+        for role, quantizer in each.operands():
             tensors |= _qparams(f"{name}.{role}", quantizer, assignment)
-        chosen = {role: _choice(quantizer, assignment) for role, quantizer in operands.items()}
-        products[name] = ProductStrategy(kind=product.quantizer.kind, operands=chosen)
+    products = {n: ProductStrategy(kind=p.kind, operands=chosen[n]) for n, p in supernet.products.items()}
+    points = {n: PointStrategy(kind=p.kind, operands=chosen[n]) for n, p in supernet.points.items()}
     info = model.model_copy(
         update={
             "weights_sha256": prepared.weights_sha256,
@@ -83,7 +85,9 @@ def make_bundle(
     )
     tensors |= {f"{STATE}{key}": tensor.detach().cpu().clone() for key, tensor in (state or {}).items()}
     ties = [list(names) for names in (*supernet.coverage.tied, *supernet.coverage.ties)]
-    return Bundle(Strategy(model=info, layers=layers, products=products, ties=ties, **fields), tensors)
+    return Bundle(
+        Strategy(model=info, layers=layers, products=products, points=points, ties=ties, **fields), tensors
+    )
 
 
 def _qparams(name: str, quantizer: MixedQuantizer, assignment: Assignment) -> dict[str, Tensor]:
@@ -113,7 +117,8 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
     """Rebuild the quantized network that was searched, bit for bit on the CPU.
 
     Needs no data. ``model`` is not changed; the result is a plain module in ``eval()`` whose
-    weights hold their quantized values, frozen, and whose layers quantize their input.
+    weights hold their quantized values, frozen, and whose layers quantize their input (and what else
+    the strategy has points for).
 
     Args:
         model: the trained float network, as it was given to the search.
@@ -121,7 +126,7 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
         force: apply also to other weights (scales then may not fit).
 
     Raises:
-        StrategyError: for another model, or other weights, naming the layers or products that differ.
+        StrategyError: for another model, or other weights, naming the layers, products or points that differ.
     """
     strategy = bundle.strategy
     if not force:
@@ -149,9 +154,10 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
             shape = input_shape(module, info)
             quantizer = _quantizer(bundle, name, "activation", choice.activation, shape)
             attach_input(module, quantizer.to(home(module)))
-    if strategy.products:
+    if strategy.products or strategy.points:
         _attach_products(fixed, bundle)
-        # Only a pass shows whether the network multiplies as it did.
+        _attach_outputs(fixed, bundle)
+        # Only a pass shows whether the network multiplies and adds as it did.
         call_model(fixed.eval(), to_device(example, home(model)))
     # As in the supernet: torch chooses kernels, and so roundings, by what requires gradients.
     return fixed.eval().requires_grad_(False)
@@ -214,20 +220,35 @@ def prepared_network(model: nn.Module, bundle: Bundle) -> nn.Module:
 
 def _attach_products(model: nn.Module, bundle: Bundle) -> None:
     modules, place = dict(model.named_modules()), home(model)
-    by_owner: dict[str, dict[int, ProductQuantizer]] = {}
-    for name, choice in bundle.strategy.products.items():
+    by_owner: dict[tuple[str, str], dict[int, ProductQuantizer]] = {}
+    strategy = bundle.strategy
+    points = {name: point for name, point in strategy.points.items() if point.kind != OUTPUT}
+    both: dict[str, ProductStrategy | PointStrategy] = {**strategy.products, **points}
+    for name, choice in both.items():
+        word = "point" if isinstance(choice, PointStrategy) else "product"
         owner, _, last = name.rpartition(".")
-        found = re.fullmatch(r"product(\d+)", last)
+        found = re.fullmatch(rf"{word}(\d+)", last)
         if found is None or owner not in modules or not can_attach(modules[owner]):
-            raise StrategyError(f"the strategy is for another model: it has no product {name!r}")
+            raise StrategyError(f"the strategy is for another model: it has no {word} {name!r}")
         operands = {
             operand: _quantizer(bundle, name, operand, chosen, torch.Size([1]))
             for operand, chosen in choice.operands.items()
         }
         quantizer = ProductQuantizer(name, choice.kind, operands).to(place)
-        by_owner.setdefault(owner, {})[int(found[1])] = quantizer
-    for owner, products in by_owner.items():
+        by_owner.setdefault((owner, word), {})[int(found[1])] = quantizer
+    for (owner, _), products in by_owner.items():
         attach_products(modules[owner], products)
+
+
+def _attach_outputs(model: nn.Module, bundle: Bundle) -> None:
+    layers, place = searchable_layers(model), home(model)
+    for name, point in bundle.strategy.points.items():
+        if point.kind == OUTPUT:
+            if name not in layers:
+                raise StrategyError(f"the strategy is for another model: it has no layer {name!r}")
+            for role, choice in point.operands.items():
+                quantizer = _quantizer(bundle, name, role, choice, torch.Size([1])).to(place)
+                attach_output(layers[name][0], quantizer)
 
 
 def _quantizer(

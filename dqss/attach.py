@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 INPUT_QUANTIZER = "input_quantizer"
+OUTPUT_QUANTIZER = "output_quantizer"
 
 
 def attach_weight(layer: nn.Module, quantizer: nn.Module) -> None:
@@ -39,6 +40,20 @@ def detach_input(layer: nn.Module) -> None:
         del hooks[key]
         layer._forward_pre_hooks_with_kwargs.pop(key, None)
     delattr(layer, INPUT_QUANTIZER)
+
+
+def attach_output(layer: nn.Module, quantizer: nn.Module) -> None:
+    """Pass the tensor that ``layer`` returns through ``quantizer``."""
+    layer.add_module(OUTPUT_QUANTIZER, quantizer)
+    layer.register_forward_hook(_quantize_output)
+
+
+def detach_output(layer: nn.Module) -> None:
+    """Undo :func:`attach_output`."""
+    hooks: dict[int, Callable[..., Any]] = layer._forward_hooks
+    for key in [key for key, hook in hooks.items() if hook is _quantize_output]:
+        del hooks[key]
+    delattr(layer, OUTPUT_QUANTIZER)
 
 
 def forbid_nested(model: nn.Module) -> None:
@@ -70,3 +85,11 @@ def _quantize_input(layer: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]
         if isinstance(value, Tensor):
             return args, {**kwargs, key: quantizer(value)}
     return args, kwargs
+
+
+def _quantize_output(layer: nn.Module, args: Any, output: Any) -> Any:
+    if not isinstance(output, Tensor):
+        return output
+    found: Tensor = getattr(layer, OUTPUT_QUANTIZER)(output)
+    # The network may write into its layers' outputs, and autograd refuses that for functions of ours.
+    return found.clone() if found.requires_grad and found is not output else found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
@@ -157,6 +157,42 @@ OPERANDS: dict[str, tuple[str, ...]] = {
     "attention": ("query", "key", "probabilities", "value"),
 }
 """Operands of the kinds of products. Attention is two products in one function."""
+
+
+PointKind = Literal["sum", "concatenation", "pool", "output"]
+OUTPUT: Final = "output"
+"""The kind of point that is the output of a layer, and the name of its only operand."""
+POINT_OPERANDS: dict[str, tuple[str, ...]] = {
+    "sum": ("left", "right"),
+    "concatenation": (),
+    "pool": ("input",),
+    OUTPUT: (OUTPUT,),
+}
+"""Operands of the kinds of points; those of a concatenation are numbers."""
+
+
+class PointStrategy(StrictModel):
+    """The choices of one point: where a tensor is quantized that no layer reads.
+
+    Attributes:
+        kind: ``sum``, ``concatenation`` or ``pool``, whose operands are quantized, or ``output``, that of
+            a layer.
+        operands: a choice by the operand's name; one that is not there stays in float.
+    """
+
+    kind: PointKind
+    operands: dict[str, TensorChoice]
+
+    @model_validator(mode="after")
+    def _check_operands(self) -> PointStrategy:
+        for name, choice in self.operands.items():
+            number = self.kind == "concatenation" and name.isascii() and name.isdigit()
+            if not number and name not in POINT_OPERANDS[self.kind]:
+                known = ", ".join(POINT_OPERANDS[self.kind]) or "numbers"
+                raise ValueError(f"operand {name!r}: {self.kind} has {known}")
+            if not isinstance(choice.granularity, PerTensorField):
+                raise ValueError("points are quantized per_tensor")
+        return self
 
 
 class ProductStrategy(StrictModel):

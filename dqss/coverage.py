@@ -20,6 +20,8 @@ class Coverage:
         products: products of two activations in float, because the search space leaves all of them.
         hidden_products: those that cannot be searched: hidden in a function, in a container, mixed
             with other kinds of operands, or in a module that does not always multiply alike.
+        hidden_points: additions, concatenations and averages that should be quantized for the target and
+            cannot be, for the same reasons.
     """
 
     skipped: list[str] = field(default_factory=list)
@@ -30,3 +32,4 @@ class Coverage:
     ties: list[list[str]] = field(default_factory=list)
     products: list[str] = field(default_factory=list)
     hidden_products: list[str] = field(default_factory=list)
+    hidden_points: list[str] = field(default_factory=list)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
@@ -15,12 +15,16 @@ from dqss import cli
 from dqss.bundle import load
 from dqss.data.base import CalibrationDataModule
 from dqss.deploy.export import export_model
-from dqss.deploy.targets import target_named
+from dqss.deploy.program import ProgramReport, export_program
+from dqss.deploy.targets import GENERIC, target_named
 from dqss.errors import UserError
 from dqss.io import ensure_folder, write_json_atomic
 from dqss.metrics import as_read
 from dqss.progress import ConsoleReporter
 from dqss.samples import Samples
+
+if TYPE_CHECKING:
+    from dqss.deploy.report import ExportReport
 
 OPTIONS = {
     "strategy": str,
@@ -35,7 +39,8 @@ OPTIONS = {
     "progress": str,
     "run_dir": str,
 }
-FORMATS = ("onnx",)
+FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
+"""With the name that a file has by default."""
 
 
 @cli.command("export")
@@ -44,6 +49,8 @@ def main(config: DictConfig) -> None:
     cli.check_options(config, OPTIONS, (*cli.OPEN_GROUPS, "tolerance"))
     if config.format not in FORMATS:
         raise UserError(f"format={config.format}: expected one of {', '.join(FORMATS)}")
+    if config.format == "torch" and config.target != GENERIC.name:
+        raise UserError(f"format=torch runs in torch: target={config.target} is for format=onnx")
     if config.images is not None and config.images < 1:
         raise UserError(f"images={config.images}: expected 1 or more, or null")
     target, tolerance = target_named(config.target), cli.make(config.tolerance, "tolerance")
@@ -56,26 +63,28 @@ def main(config: DictConfig) -> None:
     name, metric = data.metric()
     console = Console(highlight=False, soft_wrap=True)
     place = ensure_folder(config.run_dir)
-    report = export_model(
-        loaded.module,
-        bundle,
-        Path(config.file) if config.file else place / "model.onnx",
-        _inputs(data, config.images),
-        target=target,
-        dynamic_size=config.dynamic_size,
-        tolerance=tolerance,
-        metric=metric,
-        watch=(lambda parity: _print_parts(console, parity)) if config.debug else None,
-        threads=threads,
-        force=config.force,
-        reporter=ConsoleReporter(progress=config.progress),
-    )
+    path = Path(config.file) if config.file else place / FORMATS[config.format]
+    options: dict[str, Any] = {
+        "dynamic_size": config.dynamic_size,
+        "tolerance": tolerance,
+        "metric": metric,
+        "watch": (lambda parity: _print_parts(console, parity)) if config.debug else None,
+        "force": config.force,
+        "reporter": ConsoleReporter(progress=config.progress),
+    }
+    inputs = _inputs(data, config.images)
+    report: ExportReport | ProgramReport
+    if config.format == "torch":
+        report = export_program(loaded.module, bundle, path, inputs, **options)
+    else:
+        report = export_model(loaded.module, bundle, path, inputs, target=target, threads=threads, **options)
     write_json_atomic(place / "export.json", report.summary())
     for line in report.lines():
         console.print(escape(line))
     for kind, value in report.metric.items():
         console.print(f"{kind:<13}{as_read(name, value)}")
-    console.print(escape(f"{report.target} model in {report.path}"))
+    kind = "torch" if isinstance(report, ProgramReport) else report.target
+    console.print(escape(f"{kind} model in {report.path}"))
 
 
 def _inputs(data: CalibrationDataModule, limit: int | None) -> Samples:

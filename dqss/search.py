@@ -35,6 +35,7 @@ from dqss.lit.tracking import track_config, track_result
 from dqss.lit.training_data import TrainingData
 from dqss.models import LoadedModel
 from dqss.progress import ConsoleReporter, Interrupted, Reporter
+from dqss.space import SearchSpace
 from dqss.strategy import STRATEGY_FILE, ModelInfo
 
 OPTIONS = {"seed": int, "threads": int | None, "dry_run": bool, "run_dir": str}
@@ -98,9 +99,8 @@ def search(config: DictConfig, folder: Path, reporter: Reporter) -> float | None
     data = cli.make(config.data, "data")
     data.configure(loaded.input, loaded.num_classes)
     space = cli.make(config.search_space, "search_space")
-    if config.get("target") is not None:
-        target_named(config.target).check_space(space)
     settings = _with_budget(settings_of(config.method), budget_of(config))
+    space = _for_target(space, config.get("target"), settings, reporter)
     samples = data.calibration()
     reporter.say(f"{loaded.source} {loaded.name}; {data.summary()}")
     training = TrainingData.of(data.train_dataloader()) if isinstance(settings, QATSettings) else None
@@ -134,6 +134,21 @@ def search(config: DictConfig, folder: Path, reporter: Reporter) -> float | None
     if rank() == 0:
         print_result(Console(), result, folder)
     return _objective(result)
+
+
+def _for_target(
+    space: SearchSpace, name: str | None, settings: PTQSettings | QATSettings, reporter: Reporter
+) -> SearchSpace:
+    """The search space with the points that a target needs, checked."""
+    if name is None:
+        return space
+    target = target_named(name)
+    if isinstance(settings, PTQSettings):
+        return target.adapt(space)
+    target.check_space(space)
+    if target.points is not None:
+        reporter.say(f"target={name}: method=qat quantizes the inputs of layers only; sums stay in float")
+    return space
 
 
 def _fresh(config: DictConfig) -> tuple[DictConfig, Path]:

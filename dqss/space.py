@@ -56,6 +56,30 @@ def product_info(name: str) -> LayerInfo:
     return LayerInfo(name, (PRODUCT,), weight_axis=0, input_axis=-1)
 
 
+POINT = "Point"
+"""The type of a point, for rules."""
+
+
+def point_info(name: str) -> LayerInfo:
+    """An addition, concatenation or average as rules look at it; its axes mean nothing."""
+    return LayerInfo(name, (POINT,), weight_axis=0, input_axis=-1)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where tensors are quantized beside the inputs of layers, because a runtime needs it.
+
+    Its kernels compute integers from integers. What a layer of ``layers`` gives is quantized before
+    anything that the kernel does not take in: as an operand of an addition, a concatenation or an
+    average, whose other operands are quantized then too, or else as the layer's output.
+
+    Attributes:
+        layers: types of layers whose kernels need it.
+    """
+
+    layers: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Rule:
     """Candidates for the layers whose name matches one of ``names`` and type one of ``types``.
@@ -63,7 +87,8 @@ class Rule:
     Empty ``types`` matches all types. ``PerChannel`` and ``PerGroup`` in a candidate mean the
     layer's own channel axis, whatever axis they were written with. ``skip`` leaves the layers in float.
     Of a product of two activations, which is no layer but has a name and the type ``Product``, the
-    candidates for activations are those of each operand.
+    candidates for activations are those of each operand; likewise of an addition, a concatenation or an
+    average, of the type ``Point``.
     """
 
     weight: tuple[Candidate, ...] = ()
@@ -97,6 +122,8 @@ class SearchSpace:
         ties: groups of shell patterns; all tensors that a group matches (``conv1.weight``,
             ``conv1.activation``, ``attn.product0.query``) share one decision.
         found_ties: kinds of groups that are found in the network and share one as well.
+        points: where tensors are quantized beside the inputs of layers and products; nowhere by default.
+            All readers of one tensor share one decision then.
     """
 
     name: str
@@ -104,6 +131,7 @@ class SearchSpace:
     products: bool = False
     ties: tuple[tuple[str, ...], ...] = ()
     found_ties: tuple[TieKind, ...] = ()
+    points: Points | None = None
 
     def candidates(self, layer: LayerInfo) -> LayerCandidates | None:
         """Candidates of ``layer``, or None where it stays in float.
@@ -133,14 +161,21 @@ class SearchSpace:
         Raises:
             SearchSpaceError: where the rule has other granularities only.
         """
-        rule = self._rule(product) if self.products else None
+        return self._per_tensor(product, "products", PRODUCT) if self.products else None
+
+    def point_candidates(self, point: LayerInfo) -> tuple[Candidate, ...] | None:
+        """The same for a point; for a layer, those of its output."""
+        return None if self.points is None else self._per_tensor(point, "points", POINT)
+
+    def _per_tensor(self, info: LayerInfo, kind: str, type_name: str) -> tuple[Candidate, ...] | None:
+        rule = self._rule(info)
         if rule is None or not rule.activation:
             return None
         found = tuple(c for c in rule.activation if isinstance(c.spec.granularity, PerTensor))
         if not found:
             raise SearchSpaceError(
-                f"search space {self.name!r}: no per-tensor candidate for the operands of {product.name!r}: "
-                f"give it one, or leave products in float with skip_types=[{PRODUCT}]"
+                f"search space {self.name!r}: no per-tensor candidate for the operands of {info.name!r}: "
+                f"give it one, or leave {kind} in float with skip_types=[{type_name}]"
             )
         return found
 
@@ -152,13 +187,14 @@ class SearchSpace:
         """Refuse patterns and types that match nothing: they are typing mistakes.
 
         Args:
-            layers: all layers; with them the products, where products are searched.
+            layers: all layers; with them the products and points, where those are searched.
 
         Raises:
             SearchSpaceError: naming the pattern and the closest layer name.
         """
         known_types = {kind for layer in layers for kind in layer.types}
-        known_types.update([PRODUCT] if self.products else [])  # a network may have none
+        # A network may have none.
+        known_types.update([PRODUCT] if self.products else [], [POINT] if self.points else [])
         for rule in self.rules:
             for pattern in rule.names:
                 if not any(fnmatchcase(layer.name, pattern) for layer in layers):

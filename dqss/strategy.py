@@ -23,6 +23,7 @@ from dqss.choice import (
     LayerStrategy,
     PerChannelField,
     PerGroupField,
+    PointStrategy,
     ProductStrategy,
     Sha256,
     StrictModel,
@@ -70,6 +71,9 @@ class Strategy(StrictModel):
         layers: choices by layer name, in the network's order. Names are arbitrary strings.
         products: choices for the operands of products of two activations, by names such as
             ``blocks.0.attn.product1``: the second product in the forward of ``blocks.0.attn``.
+        points: choices for tensors that no layer reads, where a target needs them quantized, by names
+            such as ``layer1.0.point0``: the first addition, concatenation or average in the forward of
+            ``layer1.0``; a layer whose output is quantized goes by its own name.
         blocks: reserved for choices that concern more than one layer.
         ties: groups that chose as one: of layers with one weight, and of tensors (``conv1.weight``).
         repair: what was tuned after the search and with what settings; None where nothing was.
@@ -87,24 +91,27 @@ class Strategy(StrictModel):
     tensors_sha256: Sha256 | None = None
     layers: dict[str, LayerStrategy]
     products: dict[str, ProductStrategy] = Field(default={})
+    points: dict[str, PointStrategy] = Field(default={})
     blocks: FreeJson = Field(default={})
     ties: list[list[str]] = Field(default=[])
     repair: FreeJson | None = None
     metrics: FreeJson = Field(default={})
 
     def choices(self) -> Iterator[tuple[str, str, TensorChoice]]:
-        """Every tensor that is quantized: name of the layer or product, role, choice.
+        """Every tensor that is quantized: name of the layer, product or point, role, choice.
 
-        Roles are ``weight`` and ``activation``, and for products the names of their operands.
+        Roles are ``weight`` and ``activation``, for products and points the names of their operands
+        (of a layer's output: ``output``).
         """
         for layer, pair in self.layers.items():
             if pair.weight is not None:
                 yield layer, "weight", pair.weight
             if pair.activation is not None:
                 yield layer, "activation", pair.activation
-        for product, strategy in self.products.items():
-            for operand, choice in strategy.operands.items():
-                yield product, operand, choice
+        for several in (self.products, self.points):
+            for name, strategy in several.items():
+                for operand, choice in strategy.operands.items():
+                    yield name, operand, choice
 
     def with_metrics(self, metrics: dict[str, Any]) -> Strategy:
         """The same with other measured values."""
@@ -112,7 +119,11 @@ class Strategy(StrictModel):
 
     def to_json(self) -> str:
         """Indented JSON, the same bytes for the same strategy; reads back equal."""
-        return json_text(self.model_dump())
+        return json_text(self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it is written: what few strategies have is left out where there is none of it."""
+        return self.model_dump(exclude=None if self.points else {"points"})
 
     @classmethod
     def parse(cls, text: str, source: str = STRATEGY_FILE) -> Strategy:
@@ -242,6 +253,7 @@ _FIELD_NAMES = {
         Strategy,
         ModelInfo,
         LayerStrategy,
+        PointStrategy,
         ProductStrategy,
         TensorChoice,
         PerChannelField,

@@ -28,7 +28,9 @@ from dqss.errors import SearchSpaceError
 from dqss.fitting import Moments, can_fit, watching
 from dqss.layers import input_shape, searchable_layers
 from dqss.losses import Distance
-from dqss.mixed import MixedActivation, MixedQuantizer, MixedWeight, Mode, calibrate_all
+from dqss.mixed import Found, MixedActivation, MixedQuantizer, MixedWeight, Mode, calibrate_all
+from dqss.points import PointSearch, SearchablePoint
+from dqss.points import forget as forget_points
 from dqss.products import ProductSearch, SearchableProduct, forget
 from dqss.remaking import Remaking
 from dqss.space import LayerCandidates, LayerInfo, SearchSpace
@@ -72,11 +74,13 @@ class Supernet(nn.Module):
         self._remaking = Remaking()
         self.layers: dict[str, SearchableLayer] = {}
         self.products: dict[str, SearchableProduct] = {}
+        self.points: dict[str, SearchablePoint] = {}
+        self._followers: dict[MixedQuantizer, list[MixedQuantizer]] = {}
         self.coverage = Coverage()
         self.preparation: list[Moments] = []
         found = searchable_layers(model)
         self._infos = [info for _, info in found.values()]
-        if not space.products:  # which are known once the network has run
+        if not (space.products or space.points):  # which are known once the network has run
             space.check(self._infos)
         by_weight: dict[int, tuple[str, MixedWeight]] = {}
         for name, (module, info) in found.items():
@@ -145,15 +149,28 @@ class Supernet(nn.Module):
             return self.model(*args, **kwargs)
 
     def quantizers(self) -> Iterator[MixedQuantizer]:
-        """Every mixed quantizer once, weights before inputs, in layer order; then those of products."""
+        """Every mixed quantizer once, weights before inputs, in layer order; then of products and points."""
         seen: set[int] = set()
         for layer in self.layers.values():
             for quantizer in (layer.weight, layer.activation):
                 if quantizer is not None and id(quantizer) not in seen:
                     seen.add(id(quantizer))
                     yield quantizer
-        for product in self.products.values():
-            yield from (quantizer for _, quantizer in product.operands())
+        for several in (self.products, self.points):
+            for each in several.values():
+                yield from (quantizer for _, quantizer in each.operands())
+
+    def named_quantizers(self) -> dict[str, MixedQuantizer]:
+        """Every quantizer by the name of its tensor; a weight that several layers have, by each."""
+        found: dict[str, MixedQuantizer] = {}
+        for name, layer in self.layers.items():
+            for role, quantizer in (("weight", layer.weight), ("activation", layer.activation)):
+                if quantizer is not None:
+                    found[f"{name}.{role}"] = quantizer
+        for several in (self.products, self.points):
+            for name, each in several.items():
+                found |= {f"{name}.{operand}": quantizer for operand, quantizer in each.operands()}
+        return found
 
     @contextmanager
     def mode(self, mode: Mode | str) -> Iterator[None]:
@@ -254,6 +271,7 @@ class Supernet(nn.Module):
 
         Layers that no batch reaches are left in float and listed in :attr:`coverage`. Products of
         two activations are found on the way; those that the search space searches get decisions.
+        Points are found in a pass of their own over the first batch, where the search space has some.
 
         Args:
             batches: inputs as :func:`dqss.calls.call_model` takes them.
@@ -267,6 +285,8 @@ class Supernet(nn.Module):
             SearchSpaceError: if no layer under search is used at all, or probes are missing.
         """
         forget(self.products)
+        forget_points(self.points)
+        self.coverage.ties = []
         for quantizer in self.quantizers():
             quantizer.calls = 0
         observers = {
@@ -276,12 +296,16 @@ class Supernet(nn.Module):
         }
         with self.mode(Mode.OBSERVE), naming(observers) as name_observer, watching(self._fitting()):
             search = ProductSearch(self.model, self.space, name_observer)
+            points = PointSearch(self.model, self.space, self.layers, name_observer)
             for index, batch in enumerate(batches):
-                with search.watching(index):
+                if index == 0:
+                    with self.mode(Mode.FLOAT):
+                        points.find(batch)
+                with search.watching(index), points.watching():
                     output = call_model(self.model, batch)
                 seen(index, output)
         self._drop_unused()
-        self._keep_products(search)
+        self._keep(search, points)
         if self.needs_gradients:
             with self.mode(Mode.PROBE):
                 if not probe(self.model, self.quantizers(), probes, distance):
@@ -289,10 +313,19 @@ class Supernet(nn.Module):
                         f"search space {self.space.name!r} has candidates that need gradients: "
                         "give calibrate() inputs to probe them with"
                     )
-        calibrate_all((q, q.found()) for q in self.quantizers() if isinstance(q, MixedActivation))
+        calibrate_all(self._found())
         weights = {id(w): (w, layer) for layer in self.layers.values() if (w := layer.weight) is not None}
         calibrate_all((w, w.found(original_weight(layer.module))) for w, layer in weights.values())
         self.recognize()
+
+    def _found(self) -> Iterator[tuple[MixedQuantizer, Found]]:
+        """What each quantizer of an activation is calibrated with; of one tensor, all with the same."""
+        followers = {id(follower) for several in self._followers.values() for follower in several}
+        for quantizer in self.quantizers():
+            if isinstance(quantizer, MixedActivation) and id(quantizer) not in followers:
+                found = quantizer.found()
+                yield quantizer, found
+                yield from ((follower, found) for follower in self._followers.get(quantizer, ()))
 
     def _fitting(self) -> dict[str, tuple[nn.Module, Moments]]:
         """Layers with candidates that are rounded to fit their inputs, as far as they can be."""
@@ -336,9 +369,28 @@ class Supernet(nn.Module):
                 self.coverage.unused.append(name)
                 del self.layers[name]
 
+    def _keep(self, search: ProductSearch, points: PointSearch) -> None:
+        if self.space.products or self.space.points:
+            infos = search.infos() if self.space.products else []
+            self.space.check([*self._infos, *infos, *points.infos()])
+        self._keep_products(search)
+        self.points = points.attach()
+        self.coverage.skipped += [name for name in points.skipped if name not in self.coverage.skipped]
+        self.coverage.hidden_points = points.hidden()
+        self._followers = {}
+        named = self.named_quantizers()
+        for names in points.of_one_tensor(named):
+            first, *others = (named[name] for name in names)
+            alike = [other for other in others if other.decision.options == first.decision.options]
+            for other in alike:
+                other.decision = first.decision
+            self._followers[first] = alike
+            tied = [name for name in names if named[name].decision is first.decision]
+            self.coverage.ties += [tied] if alike else []
+        if not (self.layers or self.products or self.points):
+            raise SearchSpaceError("none of the layers under search is used by the calibration inputs")
+
     def _keep_products(self, search: ProductSearch) -> None:
-        if self.space.products:
-            self.space.check([*self._infos, *search.infos()])
         self.products = search.attach()
         skipped = self.coverage.skipped
         skipped += [name for name in search.skipped() if name not in skipped]
@@ -346,5 +398,3 @@ class Supernet(nn.Module):
             self.coverage.hidden_products = search.left()
         else:
             self.coverage.products = search.left()
-        if not (self.layers or self.products):
-            raise SearchSpaceError("none of the layers under search is used by the calibration inputs")

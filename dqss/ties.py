@@ -43,10 +43,13 @@ def tie(supernet: Supernet, example: Any) -> None:
     Raises:
         SearchSpaceError: for a pattern that matches nothing, or tensors whose candidates differ.
     """
-    space, quantizers = supernet.space, named(supernet)
+    space, quantizers = supernet.space, supernet.named_quantizers()
     groups = [_matching(patterns, quantizers, space.name) for patterns in space.ties]
     if space.found_ties:
         groups += find(supernet, example, space.found_ties)
+    # What reads one tensor may be tied already.
+    groups += supernet.coverage.ties
+    supernet.coverage.ties = []
     for names in _joined(groups):
         first, *others = (quantizers[name] for name in names)
         for other in others:
@@ -56,24 +59,12 @@ def tie(supernet: Supernet, example: Any) -> None:
     supernet.recognize()
 
 
-def named(supernet: Supernet) -> dict[str, MixedQuantizer]:
-    """Every quantizer by the name of its tensor; a weight that several layers have, by each."""
-    found: dict[str, MixedQuantizer] = {}
-    for name, layer in supernet.layers.items():
-        for role, quantizer in (("weight", layer.weight), ("activation", layer.activation)):
-            if quantizer is not None:
-                found[f"{name}.{role}"] = quantizer
-    for name, product in supernet.products.items():
-        found |= {f"{name}.{operand}": quantizer for operand, quantizer in product.operands()}
-    return found
-
-
 def find(supernet: Supernet, example: Any, kinds: Iterable[TieKind]) -> list[Group]:
     """Groups of tensors that should agree, of which those with other candidates are left apart."""
     watch = _Watch(supernet)
     with torch.no_grad(), supernet.mode(Mode.FLOAT), watch.hooked(), watch:
         call_model(supernet.model, example)
-    quantizers = named(supernet)
+    quantizers = supernet.named_quantizers()
     groups: list[Group] = []
     if TieKind.INPUTS in kinds:
         groups += watch.readers.values()

@@ -37,7 +37,7 @@ class TrainableSupernet(Supernet):
         compensate: see :class:`dqss.trained._Learning`.
 
     Raises:
-        SearchSpaceError: where products of two activations are to be searched.
+        SearchSpaceError: where products of two activations, or points, are to be searched.
     """
 
     weight_type: ClassVar[type[TrainedWeight]] = TrainedWeight
@@ -50,6 +50,8 @@ class TrainableSupernet(Supernet):
                 "products=true: products of two activations are searched by method=ptq only; "
                 "set search_space.products=false"
             )
+        if space.points:
+            raise SearchSpaceError("points of quantization are searched by method=ptq only")
         self._names = list(model.state_dict())
         parameters = [p for p in model.parameters() if p.is_floating_point()]
         # A network in which nothing requires gradients was frozen for inference, not for good.

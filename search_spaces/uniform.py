@@ -79,7 +79,8 @@ def uniform(
         edges: shell patterns of layers that are searched among the same algorithms ...
         edge_bits: ... but at so many bits: the first and the last layer, often.
         skip: shell patterns of layer names that stay in float.
-        skip_types: class names whose layers stay in float.
+        skip_types: class names whose layers stay in float; ``Point`` for additions, concatenations and
+            averages, which are searched where a target needs it.
         force, force_types: patterns and class names of layers that are searched although
             ``skip`` or ``skip_types`` say no.
         products: also search the operands of products of two activations (queries by keys,

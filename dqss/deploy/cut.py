@@ -8,40 +8,14 @@ part. Cut there and nowhere else, a runtime fuses what it fuses in the whole net
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from dqss.deploy.compared import Part
 from dqss.deploy.marks import Call
 from dqss.deploy.tidy import MODULE
 
-SHOWN = 2
-"""Modules that are named; along a residual branch it may be all of them."""
 _MULTIPLIES = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
-
-
-@dataclass(frozen=True)
-class Part:
-    """What computes one output of a cut graph from the integers given to it.
-
-    Attributes:
-        output: its name in the graph.
-        modules: the modules in whose forward it multiplies.
-        call: the quantizer whose integers it gives; None for an output of the network.
-    """
-
-    output: str
-    modules: tuple[str, ...]
-    call: Call | None = None
-
-    def __str__(self) -> str:
-        place = "the output"
-        if self.call is not None:
-            name, count = self.call
-            place = f"{name} (call {count + 1})" if count else name
-        before = len(self.modules) - SHOWN
-        shown = ", ".join(self.modules[-SHOWN:]) + (f" and {before} before" if before > 0 else "")
-        return f"{place}, computed by {shown}" if shown else place
 
 
 def given(output: str) -> str:

@@ -18,7 +18,7 @@ from dqss.progress import Reporter
 from dqss.samples import Samples
 
 if TYPE_CHECKING:
-    from dqss.deploy.parity import Parity
+    from dqss.deploy.compared import Parity
     from dqss.deploy.report import ExportReport
 
 _NEEDED = ("ml_dtypes", "onnx", "onnx_ir", "onnxruntime", "onnxscript")
@@ -74,7 +74,8 @@ def export_model(
     if missing:
         raise ExportError(f"an export needs {', '.join(missing)}: pip install 'dqss[onnx]'")
     target.check_strategy(bundle.strategy)
-    from dqss.deploy.pipeline import Options, export
+    from dqss.deploy.pipeline import export
+    from dqss.deploy.work import Options
 
     samples = inputs if isinstance(inputs, Samples) else Samples.of(inputs)
     shown = reporter or Reporter()

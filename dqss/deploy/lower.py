@@ -69,6 +69,7 @@ class _Lowering:
         self.graph, self.grids, self.target, self.in_float = graph, grids, target, in_float
         self.done = Lowered()
         self.restored: dict[ir.Value, str] = {}  # names of the quantizers
+        self.known: dict[tuple[object, ...], tuple[ir.Value, ir.Value]] = {}
 
     # -- activations --------------------------------------------------------------------------
 
@@ -78,6 +79,13 @@ class _Lowering:
         held = self.done.held[name] = hold_activation(spec, self.target.signed_activations)
         x, tag = node.inputs[0], f"{name}.{call}" if call else name
         assert x is not None
+        grid = spec, self.grids.scale(name).numpy().tobytes(), self.grids.zero_point(name).numpy().tobytes()
+        if (x, grid) in self.known:
+            # One tensor on one grid is one pair of nodes, whoever reads it.
+            quantized, restored = self.known[x, grid]
+            self.done.codes[name, call] = quantized
+            self._put(node, [], restored)
+            return
         axis = _axis_of(spec, x)
         made: list[ir.Node] = []
         scale, zero = (
@@ -95,6 +103,8 @@ class _Lowering:
         restored = append(made, "DequantizeLinear", [quantized, *parameters], f"{tag}.quantized", attributes)
         self.done.codes[name, call] = quantized
         self.restored[restored] = name
+        # Quantized again it is what it is.
+        self.known[x, grid] = self.known[restored, grid] = quantized, restored
         self._put(node, made, restored)
 
     def _clipped(

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dqss.attach import INPUT_QUANTIZER, attach_weight
+from dqss.attach import INPUT_QUANTIZER, OUTPUT_QUANTIZER, attach_weight
+from dqss.choice import OUTPUT, PointStrategy, ProductStrategy
 from dqss.functional import quantize
 from dqss.products.attach import PRODUCT_QUANTIZERS
 from dqss.quantizers import Quantizer
@@ -71,7 +72,7 @@ class Notes:
 
 
 class ActivationMark(nn.Module):
-    """Stands for the quantizer of a layer's input or of a product's operand."""
+    """Stands for the quantizer of a layer's input or output, or of the operand of a product or point."""
 
     def __init__(self, name: str, quantizer: Quantizer, notes: Notes) -> None:
         super().__init__()
@@ -127,11 +128,15 @@ class Marked(nn.Module):
                 self._replace(layer, INPUT_QUANTIZER, f"{name}.activation")
             if choice.weight is not None:
                 attach_weight(layer, WeightMark(f"{name}.weight", self.notes))
-        for name, product in strategy.products.items():
+        functions: dict[str, ProductStrategy | PointStrategy] = {**strategy.products, **strategy.points}
+        for name, found in functions.items():
+            if found.kind == OUTPUT:
+                self._replace(modules[name], OUTPUT_QUANTIZER, f"{name}.{OUTPUT}")
+                continue
             owner, _, last = name.rpartition(".")
             quantizers: Any = getattr(modules[owner], PRODUCT_QUANTIZERS)
             operands = quantizers[last.removeprefix("product")].operands
-            for operand in product.operands:
+            for operand in found.operands:
                 self._replace(operands, operand, f"{name}.{operand}")
 
     def _replace(self, parent: nn.Module, child: str, name: str) -> None:

@@ -3,64 +3,47 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
-import torch
-from torch import Tensor, nn
+import onnxruntime as ort
+from torch import nn
 
 from dqss.apply import apply_strategy
 from dqss.bundle import Bundle
-from dqss.calls import call_model, first_tensor
 from dqss.deploy.biases import quantize_biases
+from dqss.deploy.compared import Parity, PartParity
+from dqss.deploy.function import quietly
 from dqss.deploy.grids import Grids
 from dqss.deploy.lower import Lowered, lower
 from dqss.deploy.marks import Marked
-from dqss.deploy.parity import Comparison, Parity, PartParity
+from dqss.deploy.parity import Comparison
 from dqss.deploy.report import ExportReport
 from dqss.deploy.runtime import kernels_of
 from dqss.deploy.sizes import sizes_of
-from dqss.deploy.targets import Target
 from dqss.deploy.tidy import tidy
 from dqss.deploy.tolerance import Tolerance
-from dqss.deploy.trace import quietly, tensors_of, trace
+from dqss.deploy.trace import trace
+from dqss.deploy.work import BATCH, PART_BATCH, Meters, Options, check_precision, float_network, makes_images
 from dqss.errors import ExportError
 from dqss.io import ensure_folder, write_bytes_atomic
-from dqss.measure import batches, home, to_device
-from dqss.prepare import prepare
-from dqss.progress import Reporter, Stage
+from dqss.measure import batches
+from dqss.progress import Stage
 from dqss.samples import Samples
 
-BATCH, PART_BATCH = 32, 8
-"""Inputs at a time; fewer where every activation of the network is kept."""
 LIMIT = 2**31 - 1
 """Bytes that fit into one file of this format."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of :func:`dqss.deploy.export.export_model`."""
-
-    target: Target
-    dynamic_size: bool | None
-    tolerance: Tolerance
-    part_inputs: int
-    metric: Callable[[], Any] | None
-    watch: Callable[[Parity], None] | None
-    threads: int
-    force: bool
-    reporter: Reporter
 
 
 def export(model: nn.Module, bundle: Bundle, path: Path, samples: Samples, options: Options) -> ExportReport:
     """See :func:`dqss.deploy.export.export_model`."""
     ensure_folder(path.parent)
     simulation = apply_strategy(model, bundle, force=options.force).cpu()
-    _check_precision(simulation)
+    check_precision(simulation)
     with options.reporter.stage("trace", 1) as stage:
         work = _Work(Marked(simulation, bundle.strategy), bundle, samples, options)
         stage.advance()
@@ -71,10 +54,15 @@ def export(model: nn.Module, bundle: Bundle, path: Path, samples: Samples, optio
         notes.append(
             f"in float, since whole units of its accumulator round its bias too much: {', '.join(coarse)}"
         )
+    if options.target.points and not bundle.strategy.points:
+        notes.append(
+            f"searched without target={options.target.name}: what goes into an addition, a concatenation or "
+            "an average is not quantized, and convolutions before them run in float"
+        )
     if not options.target.tried:
         notes.append(f"no file for {options.target.name} has been run by us")
     data = _serialized(found.graph)
-    parity, metric = work.compare(data, _float_network(model, bundle, samples.batch([0])), found)
+    parity, metric = work.compare(data, float_network(model, bundle, samples.batch([0])), found)
     if options.watch is not None:
         options.watch(parity)
     parity.check(options.tolerance)
@@ -120,7 +108,7 @@ class _Work:
         # Two at least: an axis of one would be taken for a constant.
         pair = samples.batch([0, min(1, len(samples) - 1)] if samples.uniform else [0, 0])
         open_size = options.dynamic_size
-        open_size = _makes_images(marked, pair) if open_size is None else open_size
+        open_size = makes_images(marked, pair) if open_size is None else open_size
         self.traced, signature = trace(marked, pair, open_size)
         if not any(0 in axes for axes in _open_axes(self.traced).values()):
             # Its forward fixes how many inputs there are: then one.
@@ -143,35 +131,17 @@ class _Work:
 
     def compare(self, data: bytes, exact: nn.Module, built: _Built) -> tuple[Parity, dict[str, float]]:
         """A file against the simulation, and the task metric of both."""
-        meters = _Meters(self.options.metric, self.samples, self.size)
+        meters = Meters(self.options.metric, self.samples, self.size)
         count = len(self.samples)
         with self.options.reporter.stage("compare", count) as stage:
             inputs = self._batches(count, self.size, stage)
             whole = self.comparison.whole(data, exact, inputs, meters.seen)
-        return Parity(whole, tuple(built.parts), self.few), meters.values()
+        return Parity(whole, tuple(built.parts), self.few, f"onnxruntime {ort.__version__}"), meters.values()
 
     def _batches(self, count: int, size: int, stage: Stage) -> Iterator[Any]:
         for run in batches(range(count), min(size, self.size)):
             yield self.samples.batch(run)
             stage.advance(len(run))
-
-
-def _float_network(model: nn.Module, bundle: Bundle, example: Any) -> nn.Module:
-    return prepare(model, to_device(example, home(model)), recipe=bundle.strategy.model.prepare).model.cpu()
-
-
-def _check_precision(model: nn.Module) -> None:
-    odd = next(
-        (p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None
-    )
-    if odd is not None:
-        raise ExportError(f"the network is {odd}: give it in float32, model.float()")
-
-
-@torch.no_grad()
-def _makes_images(marked: Marked, example: Any) -> bool:
-    output = first_tensor(call_model(marked, example))
-    return output.ndim == 4 and any(tensor.ndim == 4 for tensor in tensors_of(example))
 
 
 def _serialized(graph: ir.Model) -> bytes:
@@ -206,21 +176,3 @@ def _open_axes(graph: ir.Model) -> dict[str, tuple[int, ...]]:
         )
         for value in graph.graph.inputs
     }
-
-
-class _Meters:
-    """The task metric of both, where there are targets."""
-
-    def __init__(self, metric: Callable[[], Any] | None, samples: Samples, size: int) -> None:
-        self.samples, self.size, self.position = samples, size, 0
-        kinds = ("simulation", "onnxruntime") if metric is not None and samples.labelled else ()
-        self.meters = {kind: metric() for kind in kinds if metric is not None}
-
-    def seen(self, wanted: Tensor, found: Tensor) -> None:
-        indices = range(self.position, min(self.position + self.size, len(self.samples)))
-        self.position = indices.stop
-        for kind, output in zip(self.meters, (wanted, found), strict=False):
-            self.meters[kind].update(output, self.samples.targets(indices))
-
-    def values(self) -> dict[str, float]:
-        return {kind: float(meter.compute()) for kind, meter in self.meters.items()}

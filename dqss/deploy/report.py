@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dqss.deploy.parity import Parity
+from dqss.deploy.compared import Parity
 from dqss.deploy.runtime import Kernels
 from dqss.deploy.sizes import Sizes
 
@@ -66,25 +66,10 @@ class ExportReport:
 
     def summary(self) -> dict[str, Any]:
         """As JSON."""
-        whole = self.parity.whole
         return {
             "target": self.target,
-            "bytes": {
-                "file": self.sizes.file,
-                "float": self.sizes.floating,
-                "estimate": self.sizes.estimate,
-            },
+            "bytes": self.sizes.summary(),
             "kernels": {"integer": dict(self.kernels.integer), "float": dict(self.kernels.floating)},
-            "parity": {
-                "count": whole.count,
-                "largest": whole.largest,
-                "relative_error": whole.relative_error,
-                "agreement": whole.agreement,
-                "parts": [
-                    {"part": str(row.part), "count": row.count, "share": row.share, "largest": row.largest}
-                    for row in self.parity.parts
-                ],
-                "part_count": self.parity.part_count,
-            },
+            "parity": self.parity.summary(),
             "metric": self.metric,
         }

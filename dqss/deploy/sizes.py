@@ -29,6 +29,10 @@ class Sizes:
     floating: int
     estimate: int
 
+    def summary(self) -> dict[str, int]:
+        """As JSON."""
+        return {"file": self.file, "float": self.floating, "estimate": self.estimate}
+
     def __str__(self) -> str:
         return (
             f"{self.file / 1e6:.2f} MB: {self.file / self.floating:.3f} of the float weights "

@@ -8,13 +8,13 @@ choose the numbers.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dqss.choice import TensorChoice
 from dqss.deploy.containers import WEIGHT_WIDTHS
 from dqss.errors import TargetError, near_match
-from dqss.space import SearchSpace
+from dqss.space import Points, SearchSpace
 from dqss.spec import MAX_BITS, MIN_BITS, Candidate, Granularity, PerChannel, PerGroup, PerTensor, QuantSpec
 from dqss.strategy import Strategy
 
@@ -63,6 +63,7 @@ class Target:
         weight_widths: bits of the integer types that weights are stored in.
         bias: the type that convolutions and matrix products want their bias in.
         signed_activations: whether its integer kernels take them.
+        points: where it needs tensors quantized beside the inputs of layers.
         tried: whether files for it have been run here.
     """
 
@@ -72,7 +73,17 @@ class Target:
     weight_widths: tuple[int, ...] = WEIGHT_WIDTHS
     bias: Bias = "float"
     signed_activations: bool = True
+    points: Points | None = None
     tried: bool = True
+
+    def adapt(self, space: SearchSpace) -> SearchSpace:
+        """A search space with the points that the target needs, so that what is searched is what runs.
+
+        Raises:
+            TargetError: as :meth:`check_space`.
+        """
+        self.check_space(space)
+        return replace(space, points=self.points)
 
     def check_space(self, space: SearchSpace) -> None:
         """Refuse a search space with a candidate that the target does not have.
@@ -132,10 +143,12 @@ ONNXRUNTIME_CPU = Target(
     weight_widths=(8,),
     bias="int32",
     signed_activations=False,
+    points=Points(("Conv1d", "Conv2d", "Conv3d")),
 )
 """What the integer kernels of ONNX Runtime on a CPU take: eight bits in and out, weights of up to eight
-bits around zero. They read bytes, so that narrow weights take a byte too; on x86 they take unsigned
-activations only, so that grids around zero are moved."""
+bits around zero. Those of convolutions give integers too, so that their outputs have to be quantized;
+those of matrix products may give real numbers. They read bytes, so that narrow weights take a byte too;
+on x86 they take unsigned activations only, so that grids around zero are moved."""
 
 TENSORRT = Target(
     "tensorrt",

@@ -45,7 +45,7 @@ def tidy(model: ir.Model, bundle: Bundle, **facts: str) -> None:
             node.metadata_props[MODULE] = name
     model.producer_name, model.producer_version = "dqss", __version__
     graph.name = bundle.strategy.model.name or "network"
-    strategy = bundle.strategy.model_dump()
+    strategy = bundle.strategy.as_dict()
     # Paths of checkpoints are in it, and are nobody's business where the file goes.
     strategy["model"]["input"].pop("config", None)
     model.metadata_props[STRATEGY] = json.dumps(strategy, separators=(",", ":"))
@@ -84,6 +84,6 @@ def _module_of(node: ir.Node) -> str:
         return ""
     names = [str(scope) for scope in scopes[:-1] if str(scope).startswith("network.network")]
     inner = names[-1].removeprefix("network.network").lstrip(".") if names else ""
-    for ours in (".input_quantizer", ".parametrizations.weight"):
+    for ours in (".input_quantizer", ".output_quantizer", ".parametrizations.weight"):
         inner = inner.partition(ours)[0]
     return inner.partition("product_quantizers")[0].rstrip(".")

@@ -7,21 +7,18 @@ holds is left out.
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
-from torch.export import Dim
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dqss.calls import call_model, tensors_in
+from dqss.deploy.function import OfTensors, axes, first_words, quietly, tensors_of
 from dqss.deploy.marks import Marked
 from dqss.errors import ExportError
 
@@ -42,26 +39,6 @@ class Signature:
     outputs: tuple[str, ...]
 
 
-class _OfTensors(nn.Module):
-    """The network as a function of the batch's tensors."""
-
-    def __init__(self, network: Marked, batch: Any) -> None:
-        super().__init__()
-        self.network = network
-        leaves, self._structure = pytree.tree_flatten(batch)
-        self._others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        given = iter(tensors)
-        leaves = [next(given) if other is None else other[0] for other in self._others]
-        return tuple(tensors_in(call_model(self.network, pytree.tree_unflatten(leaves, self._structure))))
-
-
-def tensors_of(batch: Any) -> list[Tensor]:
-    """The tensors of a batch in the order of a graph's inputs."""
-    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-
-
 def trace(marked: Marked, batch: Any, dynamic_size: bool) -> tuple[ir.Model, Signature]:
     """The marked network as a graph.
 
@@ -75,13 +52,13 @@ def trace(marked: Marked, batch: Any, dynamic_size: bool) -> tuple[ir.Model, Sig
     """
     tensors = tensors_of(batch)
     signature = Signature(_input_names(batch), _output_names(marked, batch))
-    function = _OfTensors(marked, batch)
+    function = OfTensors(marked, batch)
     try:
         with quietly(), torch.no_grad(), marked.notes.while_tracing():
             program = torch.export.export(
                 function,
                 tuple(tensors),
-                dynamic_shapes=(tuple(_axes(tensor, dynamic_size) for tensor in tensors),),
+                dynamic_shapes=(tuple(axes(tensor, dynamic_size) for tensor in tensors),),
                 strict=False,
             )
             translated = torch.onnx.export(
@@ -94,7 +71,7 @@ def trace(marked: Marked, batch: Any, dynamic_size: bool) -> tuple[ir.Model, Sig
             )
     except Exception as error:
         raise ExportError(
-            f"torch cannot trace this network for ONNX ({_first_words(error)}); "
+            f"torch cannot trace this network for ONNX ({first_words(error)}); "
             "the simulation runs without a trace: apply_strategy"
         ) from error
     assert translated is not None
@@ -108,13 +85,6 @@ def _settle(value: ir.Value) -> None:
     if value.shape is not None:
         sizes = [size if isinstance(size, int) else str(size.value) for size in value.shape]
         value.shape = ir.Shape([int(size) if str(size).isdigit() else size for size in sizes])
-
-
-def _axes(tensor: Tensor, dynamic_size: bool) -> dict[int, Any]:
-    """AUTO and not a name: where the network needs a fixed size, that is no failure."""
-    count = tensor.ndim
-    open_axes = {0} | ({count - 2, count - 1} if dynamic_size and count == 4 else set())
-    return {axis: Dim.AUTO for axis in open_axes if axis < count}
 
 
 def _input_names(batch: Any) -> tuple[str, ...]:
@@ -133,27 +103,3 @@ def _output_names(marked: Marked, batch: Any) -> tuple[str, ...]:
     if isinstance(output, Mapping) and count == len(output):
         return tuple(re.sub(r"\W+", "_", str(key)) for key in output)
     return ("output",) if count == 1 else tuple(f"output_{index}" for index in range(count))
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Inside, torch and onnx do not report progress, and what they would rather not have seen, at length."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-def _first_words(error: BaseException) -> str:
-    """Of the innermost cause, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words[:160]}"

@@ -79,6 +79,8 @@ def build(
 
         inputs = (to_device(samples.batch(run), device) for run in runs)
         supernet.calibrate(inputs, keep, evaluator.probes(known), distance)
+    if space.points:
+        evaluator.meter.forward(len(runs[0]))
     if space.ties or space.found_ties:
         tie(supernet, to_device(samples.batch(known[:1]), device))
         evaluator.meter.forward(1)

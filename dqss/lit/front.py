@@ -23,7 +23,6 @@ from dqss.measure import Evaluator
 from dqss.report.run import CURVES
 from dqss.strategy import STRATEGY_FILE, Strategy
 from dqss.supernet import Assignment, Supernet
-from dqss.ties import named
 
 FOLDER = CURVES
 """Of the points, in the run folder of their search."""
@@ -92,7 +91,7 @@ def assignment_of(strategy: Strategy, supernet: Supernet) -> dict[str, int]:
     Raises:
         StrategyError: for a choice that is none of them.
     """
-    quantizers = named(supernet)
+    quantizers = supernet.named_quantizers()
     found: dict[str, int] = {}
     for name, role, choice in strategy.choices():
         decision = quantizers[f"{name}.{role}"].decision if f"{name}.{role}" in quantizers else None

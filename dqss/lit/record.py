@@ -19,6 +19,8 @@ from dqss.measure import Context, Evaluator
 from dqss.mixed import MixedQuantizer
 from dqss.mixing import Grid
 from dqss.observers.coarse import CoarseHistogram
+from dqss.points import SearchablePoint
+from dqss.products import SearchableProduct
 from dqss.report.record import ClipRange, DecisionRecord, Gain, Histogram, RunRecord, TensorRecord
 from dqss.spec import Candidate
 from dqss.supernet import Assignment, Supernet
@@ -121,9 +123,10 @@ def _tensors(supernet: Supernet) -> Iterator[TensorRecord]:
             yield _tensor(name, "weight", kind, list(weight.shape), layer.weight, values)
         if layer.activation is not None:
             yield _tensor(name, "activation", kind, [], layer.activation, layer.activation.histogram)
-    for name, product in supernet.products.items():
-        for operand, quantizer in product.operands():
-            yield _tensor(name, operand, product.quantizer.kind, [], quantizer, quantizer.histogram)
+    both: dict[str, SearchableProduct | SearchablePoint] = {**supernet.products, **supernet.points}
+    for name, each in both.items():
+        for operand, quantizer in each.operands():
+            yield _tensor(name, operand, each.kind, [], quantizer, quantizer.histogram)
 
 
 def _tensor(

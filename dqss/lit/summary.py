@@ -49,9 +49,9 @@ def print_result(console: Console, result: SearchResult | QATResult, folder: Pat
     for name, layer in result.bundle.strategy.layers.items():
         weight = _cells(layer.weight, several["weight"])
         table.add_row(_plain(name), *weight, *_cells(layer.activation, several["activation"]))
-    for name, product in result.bundle.strategy.products.items():
-        for operand, choice in product.operands.items():
-            table.add_row(_plain(name), operand, "", *_cells(choice, several["activation"]))
+    for name, role, choice in result.bundle.strategy.choices():
+        if role not in ("weight", "activation"):
+            table.add_row(_plain(name), role, "", *_cells(choice, several["activation"]))
     console.print(table)
     _print_coverage(console, result.supernet.coverage)
     print_budget(console, result.bundle.strategy.budget)
@@ -165,9 +165,10 @@ def _print_candidates(console: Console, supernet: Supernet) -> None:
     table = Table("layer", "weight", "activation", box=None, pad_edge=False)
     for name, layer in supernet.layers.items():
         table.add_row(_plain(name), _options(layer.weight), _options(layer.activation))
-    for name, product in supernet.products.items():
-        for operand, quantizer in product.operands():
-            table.add_row(_plain(name), operand, _options(quantizer))
+    for several in (supernet.products, supernet.points):
+        for name, each in several.items():
+            for operand, quantizer in each.operands():
+                table.add_row(_plain(name), operand, _options(quantizer))
     console.print(table)
     _print_coverage(console, supernet.coverage)
 
@@ -175,8 +176,9 @@ def _print_candidates(console: Console, supernet: Supernet) -> None:
 def _counts(supernet: Supernet) -> str:
     options = sum(len(decision.options) for decision in supernet.decisions.values())
     products = f"{len(supernet.products)} products, " if supernet.products else ""
+    points = f"{len(supernet.points)} points, " if supernet.points else ""
     decisions = len(supernet.decisions)
-    return f"{len(supernet.layers)} layers, {products}{decisions} decisions, {options} candidates"
+    return f"{len(supernet.layers)} layers, {products}{points}{decisions} decisions, {options} candidates"
 
 
 def _expected_evaluations(count: int, uniform: int, steps: int, settings: PTQSettings) -> int:
@@ -217,6 +219,7 @@ def _print_coverage(console: Console, coverage: Coverage) -> None:
         ("rounded to the nearest code only (adaround is not for such layers)", coverage.plain),
         *(("one weight, one decision", group) for group in coverage.tied),
         ("products of two activations in float (cannot be searched)", coverage.hidden_products),
+        ("sums, concatenations and averages in float (cannot be quantized)", coverage.hidden_points),
     ):
         if names:
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

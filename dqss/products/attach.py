@@ -2,7 +2,8 @@
 
 Around the forward of a module that multiplies activations a ``TorchFunctionMode`` sees every
 torch function; products are counted as they come, and those that have quantizers are computed
-from quantized operands. The forward is overridden in a subclass made for the module's class, as
+from quantized operands. Additions, concatenations and averages are counted and computed likewise, as
+points: "product" below means both. The forward is overridden in a subclass made for the module's class, as
 torch's own parametrizations do it, and not by hooks: a hook that leaves a mode is not called after
 an interrupt, and the mode would go on quantizing other people's products. Class name, attributes
 and names stay; the module copies and pickles. ``torch.compile`` leaves such a forward out, and
@@ -12,7 +13,8 @@ and names stay; the module copies and pickles. ``torch.compile`` leaves such a f
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -20,14 +22,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from dqss.choice import OPERANDS
 from dqss.errors import StrategyError
-from dqss.products.multiply import Kind, Product, as_product
+from dqss.products.meet import Meeting, as_meeting
+from dqss.products.multiply import Product, as_product
 
 PRODUCT_QUANTIZERS = "product_quantizers"
+POINT = "point"
+"""What stands before the number of a point among a module's quantizers; products have the number alone."""
 
 
 class ProductQuantizer(nn.Module):
-    """What quantizes the operands of one product.
+    """What quantizes the operands of one product or point.
 
     Args:
         name: of the product.
@@ -35,10 +41,15 @@ class ProductQuantizer(nn.Module):
         operands: quantizers by the operand's name; an operand without one stays in float.
     """
 
-    def __init__(self, name: str, kind: Kind, operands: Mapping[str, nn.Module]) -> None:
+    def __init__(self, name: str, kind: str, operands: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.name, self.kind = name, kind
         self.operands = nn.ModuleDict(dict(operands))
+
+    @property
+    def word(self) -> str:
+        """What it is: a product or a point."""
+        return "product" if self.kind in OPERANDS else "point"
 
     @property
     def idle(self) -> bool:
@@ -52,7 +63,7 @@ class ProductQuantizer(nn.Module):
         found: Tensor = self.operands[operand](value)
         return found
 
-    def forward(self, product: Product) -> Any:
+    def forward(self, product: Product | Meeting) -> Any:
         """The product of the quantized operands.
 
         Raises:
@@ -60,8 +71,8 @@ class ProductQuantizer(nn.Module):
         """
         if product.kind != self.kind:
             raise StrategyError(
-                f"product {self.name!r} is of the kind {product.kind!r} here and was {self.kind!r} in the "
-                "search: build the model with the same kernels (timm: TIMM_FUSED_ATTN), or search again"
+                f"{self.word} {self.name!r} is of the kind {product.kind!r} here and was {self.kind!r} in "
+                "the search: build the model with the same kernels (timm: TIMM_FUSED_ATTN), or search again"
             )
         return product.quantized(self.quantize)
 
@@ -71,13 +82,13 @@ class ProductQuantizer(nn.Module):
 
 
 def can_attach(module: nn.Module) -> bool:
-    """Whether the forward of ``module`` is its class's own, and a further child does no harm.
+    """Whether the forward of ``module`` is its class's own (or ours), and a further child does no harm.
 
     Containers run or count their children; graph modules make their own classes. What has a way of
     its own to be copied would come out of it as it was before.
     """
     kind = type(module)
-    return not (
+    return isinstance(module, _Multiplies) or not (
         isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict, fx.GraphModule))
         or {"forward", PRODUCT_QUANTIZERS} & {*vars(module), *module._modules}
         or kind.__reduce_ex__ is not object.__reduce_ex__
@@ -87,16 +98,29 @@ def can_attach(module: nn.Module) -> bool:
 
 
 def attach_products(module: nn.Module, products: Mapping[int, ProductQuantizer]) -> None:
-    """Quantize products of the module's own forward, by their position in it."""
-    quantizers = {str(index): products[index] for index in sorted(products)}
-    module.add_module(PRODUCT_QUANTIZERS, nn.ModuleDict(quantizers))
-    module.__class__ = _multiplying(type(module))
+    """Quantize products, or points, of the module's own forward, by their position among them in it."""
+    if not isinstance(module, _Multiplies):
+        module.add_module(PRODUCT_QUANTIZERS, nn.ModuleDict())
+        module.__class__ = _multiplying(type(module))
+    quantizers: Any = getattr(module, PRODUCT_QUANTIZERS)
+    for index in sorted(products):
+        quantizers[key_of(products[index].word, index)] = products[index]
 
 
-def detach_products(module: nn.Module) -> None:
-    """Undo :func:`attach_products`."""
-    module.__class__ = type(module).__bases__[1]
-    delattr(module, PRODUCT_QUANTIZERS)
+def detach_products(module: nn.Module, quantizers: Iterable[ProductQuantizer]) -> None:
+    """Undo :func:`attach_products`; another's quantizers stay."""
+    known: Any = getattr(module, PRODUCT_QUANTIZERS)
+    ours = set(quantizers)
+    for key in [key for key, quantizer in known.items() if quantizer in ours]:
+        del known[key]
+    if not len(known):
+        module.__class__ = type(module).__bases__[1]
+        delattr(module, PRODUCT_QUANTIZERS)
+
+
+def key_of(word: str, index: int) -> str:
+    """Of the ``index``-th product or point among a module's quantizers."""
+    return f"{POINT if word == POINT else ''}{index}"
 
 
 class _Multiplies(nn.Module):
@@ -140,19 +164,24 @@ def _bare(base: type[nn.Module]) -> Any:
 
 
 class _Multiplying(TorchFunctionMode):
-    """Counts the products of one call of a module's forward, whose frame is given."""
+    """Counts the products, and the points, of one call of a module's forward, whose frame is given."""
 
     def __init__(self, quantizers: nn.ModuleDict, frame: FrameType) -> None:
         super().__init__()
-        self.quantizers, self.index = quantizers, 0
+        self.quantizers = quantizers
+        self.counts = Counter[str]()
         self.frame: FrameType | None = frame
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        product = as_product(func, args, kwargs)
+        product: Product | Meeting | None = as_product(func, args, kwargs)
+        word = "product"
+        if product is None:
+            product, word = as_meeting(func, args, kwargs), POINT
         if product is None or self.frame is None or not _runs_directly_in(self.frame):
             return func(*args, **kwargs)
-        key, self.index = str(self.index), self.index + 1
+        key = key_of(word, self.counts[word])
+        self.counts[word] += 1
         return self.quantizers[key](product) if key in self.quantizers else product.plain()
 
     def check(self) -> None:
@@ -161,10 +190,12 @@ class _Multiplying(TorchFunctionMode):
         Raises:
             StrategyError: naming the first that was not.
         """
-        for key, quantizer in self.quantizers.items():
-            if int(key) >= self.index:
+        quantizers: Any = self.quantizers
+        for key, quantizer in quantizers.items():
+            if int(key.removeprefix(POINT)) >= self.counts[quantizer.word]:
+                word, does = quantizer.word, "adds" if quantizer.word == POINT else "multiplies"
                 raise StrategyError(
-                    f"product {quantizer.name!r} was not computed: the network multiplies in another way "
+                    f"{word} {quantizer.name!r} was not computed: the network {does} in another way "
                     "than it was searched with; build it as it was then, or search again"
                 )
 

@@ -1,11 +1,14 @@
-"""Find the products of two activations in a forward pass, and the module in whose forward each is."""
+"""Find the products of two activations in a forward pass, and the module in whose forward each is.
+
+And what else is a function of activations alone: additions, concatenations, averages.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +16,10 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from dqss.products.attach import can_attach
-from dqss.products.multiply import HIDDEN, Product, as_product
+from dqss.products.meet import Meeting
+from dqss.products.multiply import HIDDEN, Product
+
+Found = TypeVar("Found", Product, Meeting)
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,8 @@ class _Running:
     kinds: list[str]
 
 
-class ProductFinder(TorchFunctionMode):
-    """Sees products while :meth:`watching`.
+class ProductFinder(TorchFunctionMode, Generic[Found]):
+    """Sees products, or whatever ``read`` says, while :meth:`watching`.
 
     A product belongs to the innermost module that is running. It is numbered by its position among
     all product functions called there, also those with a weight for an operand: whether an operand
@@ -43,14 +49,24 @@ class ProductFinder(TorchFunctionMode):
     Args:
         model: whose modules may own products.
         seen: called with every product of two activations, as it is computed.
+        read: says whether the call of a function is one.
+        word: what it is called, in names.
     """
 
-    def __init__(self, model: nn.Module, seen: Callable[[Place, Product], None]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        seen: Callable[[Place, Found], None],
+        read: Callable[[Any, tuple[Any, ...], dict[str, Any]], Found | None],
+        word: str,
+    ) -> None:
         super().__init__()
+        self._read: Callable[[Any, tuple[Any, ...], dict[str, Any]], Found | None] = read
+        self._word = word
         self._names = {module: name for name, module in model.named_modules()}
         tensors = [*model.parameters(), *model.buffers()]
         self._stored = {_place_in_memory(tensor) for tensor in tensors}
-        self._seen = seen
+        self._seen: Callable[[Place, Found], None] = seen
         self._running: list[_Running] = []
         self._kinds: dict[nn.Module, list[str]] = {}
         self._vary: set[nn.Module] = set()
@@ -96,12 +112,12 @@ class ProductFinder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        product = as_product(func, args, kwargs)
+        product = self._read(func, args, kwargs)
         if product is not None and self._running and self._running[-1].module in self._names:
             self._note(self._running[-1], product)
         return func(*args, **kwargs)
 
-    def _note(self, call: _Running, product: Product) -> None:
+    def _note(self, call: _Running, product: Found) -> None:
         index = len(call.kinds)
         call.kinds.append(product.kind)
         key = call.module, index
@@ -115,7 +131,8 @@ class ProductFinder(TorchFunctionMode):
             self._vary.add(call.module)
         if key not in self._places:
             name = self._names[call.module]
-            self._places[key] = Place(f"{name}.product{index}" if name else f"product{index}", *key)
+            own = f"{self._word}{index}"
+            self._places[key] = Place(f"{name}.{own}" if name else own, *key)
             if known is not None and index < len(known):
                 self._not_ours.add(self._places[key])  # an earlier call multiplied with a weight
         place = self._places[key]

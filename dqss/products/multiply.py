@@ -70,7 +70,7 @@ class Product:
 
     def of_real_tensors(self) -> bool:
         """Whether all operands are dense floating-point tensors and a new result is returned."""
-        return bool(self.given) and all(map(_is_dense, self.given)) and self.kwargs.get("out") is None
+        return bool(self.given) and all(map(is_dense, self.given)) and self.kwargs.get("out") is None
 
     def quantized(self, quantize: Quantize) -> Tensor:
         """The product of what ``quantize`` makes of each operand."""
@@ -99,7 +99,8 @@ class Product:
                 quantize(name, operand)
 
 
-def _is_dense(x: Any) -> bool:
+def is_dense(x: Any) -> bool:
+    """Whether that is a floating-point tensor, neither sparse nor nested."""
     dense = isinstance(x, Tensor) and x.layout is torch.strided and not x.is_nested
     return dense and x.is_floating_point()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from dqss.decision import Decision
 from dqss.mixed import MixedActivation, Mode
 from dqss.products.attach import ProductQuantizer, attach_products, detach_products
 from dqss.products.find import Place, ProductFinder
-from dqss.products.multiply import HIDDEN, Product
+from dqss.products.multiply import HIDDEN, Kind, Product, as_product
 from dqss.space import LayerInfo, SearchSpace, product_info
 from dqss.spec import Candidate
 
@@ -34,6 +35,13 @@ class SearchableProduct:
     owner: nn.Module
     index: int
     quantizer: ProductQuantizer
+
+    @property
+    def kind(self) -> Kind:
+        """As in :class:`dqss.choice.ProductStrategy`."""
+        kind: Any = self.quantizer.kind
+        found: Kind = kind
+        return found
 
     def operands(self) -> Iterator[tuple[str, MixedActivation]]:
         """What quantizes each operand, by its name."""
@@ -55,7 +63,7 @@ class ProductSearch:
         self, model: nn.Module, space: SearchSpace, created: Callable[[str, nn.Module], None]
     ) -> None:
         self._space, self._created = space, created
-        self._finder = ProductFinder(model, self._see)
+        self._finder = ProductFinder(model, self._see, as_product, "product")
         self._quantizers: dict[Place, ProductQuantizer | None] = {}
         self._attached: set[str] = set()
 
@@ -120,5 +128,5 @@ class ProductSearch:
 def forget(products: dict[str, SearchableProduct]) -> None:
     """Take all products off their modules."""
     for owner in {product.owner: None for product in products.values()}:
-        detach_products(owner)
+        detach_products(owner, [product.quantizer for product in products.values()])
     products.clear()

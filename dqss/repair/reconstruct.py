@@ -8,7 +8,7 @@ activations are quantized at random (QDrop, arXiv 2203.05740).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import cos, pi
@@ -88,6 +88,7 @@ class Reconstruction:
         weights: float weight and grid of each of its layers.
         settings: how.
         seed: of batches and chances, with the unit's name.
+        fixed: layers whose activations' steps others share: they do not learn.
     """
 
     def __init__(
@@ -97,7 +98,9 @@ class Reconstruction:
         weights: Mapping[str, tuple[Tensor, Grid]],
         settings: RepairSettings,
         seed: int,
+        fixed: Collection[str] = (),
     ) -> None:
+        self.fixed = fixed
         self.network, self.unit, self.weights, self.settings = network, unit, dict(weights), settings
         digest = hashlib.sha256(f"{seed}/{unit.name}".encode()).digest()
         self.device = next(iter(self.weights.values()))[0].device
@@ -211,7 +214,7 @@ class Reconstruction:
         with ExitStack() as stack:
             for name, quantizer in self._input_quantizers().items():
                 layer = self.network.get_submodule(name)
-                learn = self.settings.learn_steps and self.settings.drop < 1
+                learn = self.settings.learn_steps and self.settings.drop < 1 and name not in self.fixed
                 step = DroppingQuantizer(quantizer, self.settings.drop, learn, self.chance)
                 setattr(layer, INPUT_QUANTIZER, step.to(self.device))
                 stack.callback(setattr, layer, INPUT_QUANTIZER, quantizer)

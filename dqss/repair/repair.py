@@ -144,7 +144,7 @@ class _Work:
             feed = _Feed(self, store)
             for position, unit in enumerate(units):
                 own = {name: weights[name] for name in unit.layers}
-                task = Reconstruction(self.quantized, unit, own, self.settings, self.seed)
+                task = Reconstruction(self.quantized, unit, own, self.settings, self.seed, self._shared())
                 found = kept.get(position, unit)
                 if found is None:
                     found = task.run(feed.data(unit), stage.advance)
@@ -168,6 +168,13 @@ class _Work:
             if count[id(weight)] == 1:
                 found[name] = (weight, weight_codes(self.bundle, name, weight).grid)
         return found
+
+    def _shared(self) -> set[str]:
+        """Layers that read a tensor which is quantized for a point as well: one tensor, one step."""
+        strategy = self.bundle.strategy
+        points = {c.decision for point in strategy.points.values() for c in point.operands.values()}
+        layers = strategy.layers.items()
+        return {name for name, layer in layers if layer.activation and layer.activation.decision in points}
 
     def _identity(self) -> str:
         """Of everything that the reconstruction depends on."""

@@ -113,7 +113,8 @@ def _facts(run: Run) -> dict[str, str]:
     choices = [choice for _, _, choice in run.strategy.choices()]
     layers = len(run.strategy.layers)
     products = f" and {len(run.strategy.products)} products" if run.strategy.products else ""
-    facts = {"layers": f"{layers}{products}"}
+    points = f" and {len(run.strategy.points)} points" if run.strategy.points else ""
+    facts = {"layers": f"{layers}{products}{points}"}
     counted = weight_bits(run.record, run)
     if counted is not None:
         count, bits = counted

@@ -18,15 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from dqss.apply import apply_strategy
+from dqss.bundle import Bundle
 from dqss.calls import call_model, first_tensor
-from dqss.deploy.parity import Whole
+from dqss.deploy.compared import Whole
 from dqss.measure import batches
 from dqss.samples import Samples
 from experiments.export.networks import NETWORKS, Files
-from experiments.export.run import BITS, HERE, drawn, strategy
+from experiments.export.run import BITS, HERE, TARGETS, drawn, strategy
 from experiments.harness import Table, quiet
 
-COLUMNS = ("network", "bits", "inputs", "error", "agreement")
+COLUMNS = ("network", "bits", "target", "inputs", "error", "agreement")
 ROUNDING = 2.0**-23
 
 
@@ -53,6 +54,25 @@ def compare(one: nn.Module, other: nn.Module, samples: Samples) -> Whole:
     return total
 
 
+@torch.no_grad()
+def top1(model: nn.Module, samples: Samples) -> float:
+    """Share of right answers."""
+    right = 0
+    for run in batches(range(len(samples)), 25):
+        targets: Any = samples.targets(run)
+        right += int((first_tensor(call_model(model, samples.batch(run))).argmax(1) == targets).sum())
+    return right / len(samples)
+
+
+def print_top1(model: nn.Module, bundle: Bundle, samples: Samples, seeds: int) -> None:
+    """Of the simulation as it is, and with its sums rounded in so many other ways."""
+    print(f"as it is: {top1(apply_strategy(model, bundle), samples):.2%}")
+    for seed in range(seeds):
+        changed = apply_strategy(model, bundle)
+        rounded_otherwise(changed, bundle.strategy.layers, seed)
+        print(f"rounded otherwise, seed {seed}: {top1(changed, samples):.2%}", flush=True)
+
+
 def main() -> None:
     """Compute the rows that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -61,23 +81,34 @@ def main() -> None:
     parser.add_argument("--efficientnet", type=Path)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--bits", nargs="+", default=list(BITS), choices=list(BITS))
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--images", type=int, help="at most so many")
+    parser.add_argument("--top1", type=int, default=0, help="print top-1 for so many seeds instead")
     arguments = parser.parse_args()
     quiet(1)
-    table = Table(HERE / "controls.csv", COLUMNS, keys=2)
+    table = Table(HERE / "controls.csv", COLUMNS, keys=3)
     files = Files(arguments.data, arguments.mobilenet, arguments.efficientnet)
+    if arguments.top1:
+        one = NETWORKS[arguments.networks[0]](files)
+        bundle = strategy(one, arguments.bits[0], TARGETS[arguments.targets[0]])
+        return print_top1(one.model, bundle, one.samples, arguments.top1)
     for name in arguments.networks:
-        missing = [bits for bits in arguments.bits if not table.has(name, bits)]
+        missing = [
+            (bits, target)
+            for bits in arguments.bits
+            for target in (arguments.targets if bits in ("W8A8", "W4A8") else ["generic"])
+            if not table.has(name, bits, target)
+        ]
         case = NETWORKS[name](files) if missing else None
-        for bits in missing:
+        for bits, target in missing:
             assert case is not None
             samples = drawn(case.samples, arguments.images)
-            bundle = strategy(case, bits)
+            bundle = strategy(case, bits, TARGETS[target])
             plain, changed = (apply_strategy(case.model, bundle) for _ in range(2))
             rounded_otherwise(changed, bundle.strategy.layers, 0)
             found = compare(plain, changed, samples)
             agreement = "" if found.agreement is None else found.agreement
-            table.add(name, bits, found.count, f"{found.relative_error:.2g}", agreement)
+            table.add(name, bits, target, found.count, f"{found.relative_error:.2g}", agreement)
 
 
 if __name__ == "__main__":

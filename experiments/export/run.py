@@ -26,8 +26,8 @@ from dqss import __version__
 from dqss.apply import apply_strategy, make_bundle
 from dqss.bundle import Bundle
 from dqss.calls import call_model, first_tensor
+from dqss.deploy.compared import Parity, Whole
 from dqss.deploy.export import export_model
-from dqss.deploy.parity import Parity, Whole
 from dqss.deploy.report import ExportReport
 from dqss.deploy.targets import GENERIC, ONNXRUNTIME_CPU, Target
 from dqss.deploy.tolerance import Tolerance
@@ -37,12 +37,14 @@ from dqss.metrics import task_metric
 from dqss.prepare import prepare
 from dqss.samples import Samples
 from dqss.search_spaces import uniform
+from dqss.space import Points
 from dqss.strategy import ModelInfo, utc_now
 from dqss.supernet import Supernet
 from experiments.export.networks import NETWORKS, Case, Files, families, family
 from experiments.harness import Table, quiet
 
 HERE = Path(__file__).parent
+TARGETS = {target.name: target for target in (GENERIC, ONNXRUNTIME_CPU)}
 MIXED = tuple(range(2, 9))
 BITS: dict[str, tuple[int | Sequence[int], int | Sequence[int]]] = {
     "W8A8": (8, 8),
@@ -61,9 +63,9 @@ ANY = Tolerance(noise=float("inf"))
 """Parts are held to the default; how far the whole is off is what is asked here."""
 
 
-def strategy(case: Case, bits: str, seed: int = 0) -> Bundle:
+def strategy(case: Case, bits: str, target: Target, seed: int = 0) -> Bundle:
     """Mean squared error for every tensor and product; of several bit-widths one is drawn for each."""
-    space = uniform(*BITS[bits], ["mse"], ["mse"], products=True)
+    space = target.adapt(uniform(*BITS[bits], ["mse"], ["mse"], products=True))
     prepared = prepare(case.model, case.calibration)
     supernet = Supernet(prepared.model, space)
     supernet.calibrate([case.calibration])
@@ -156,7 +158,14 @@ def _kernels(report: ExportReport) -> tuple[int, int]:
     return integer, integer + report.kernels.floating.total()
 
 
-def networks(files: Files, names: Sequence[str], wanted: Sequence[str], limit: int | None, out: Path) -> None:
+def networks(
+    files: Files,
+    names: Sequence[str],
+    wanted: Sequence[str],
+    targets: Sequence[str],
+    limit: int | None,
+    out: Path,
+) -> None:
     """The networks of the question, at every width and for every target that has it.
 
     At most ``limit`` inputs are compared, drawn at random: files lie in the order of their classes.
@@ -166,18 +175,19 @@ def networks(files: Files, names: Sequence[str], wanted: Sequence[str], limit: i
         missing = [
             (bits, target)
             for bits in wanted
-            for target in ((GENERIC, ONNXRUNTIME_CPU) if bits in ("W8A8", "W4A8") else (GENERIC,))
-            if not table.has(name, bits, target.name)
+            for target in (TARGETS.values() if bits in ("W8A8", "W4A8") else (GENERIC,))
+            if target.name in targets and not table.has(name, bits, target.name)
         ]
         case = NETWORKS[name](files) if missing else None
-        made: dict[str, tuple[Bundle, Whole]] = {}
+        made: dict[tuple[str, Points | None], tuple[Bundle, Whole]] = {}
         for bits, target in missing:
             assert case is not None
             case.samples = drawn(case.samples, limit)
-            if bits not in made:
-                bundle = strategy(case, bits)
-                made[bits] = bundle, control(apply_strategy(case.model, bundle), case.samples)
-            bundle, checked = made[bits]
+            key = bits, target.points
+            if key not in made:
+                bundle = strategy(case, bits, target)
+                made[key] = bundle, control(apply_strategy(case.model, bundle), case.samples)
+            bundle, checked = made[key]
             table.add(name, bits, target.name, *row(case, bundle, target, checked))
 
 
@@ -196,7 +206,7 @@ def timm_families(count: int, bits: str, out: Path) -> None:
     for entry in missing[:count]:
         try:
             case = family(entry)
-            found = row(case, strategy(case, bits), GENERIC, None)
+            found = row(case, strategy(case, bits, GENERIC), GENERIC, None)
         except Exception as error:
             words = " ".join(str(error).split())[:160]
             found = [f"crashed: {type(error).__name__}: {words}", *[""] * (len(MEASURED) - 1)]
@@ -222,6 +232,7 @@ def main() -> None:
     parser.add_argument("--efficientnet", type=Path, help="efficientnet-lite0-57934424.pth")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--bits", nargs="+", default=list(BITS), choices=list(BITS))
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--images", type=int, help="compare on so many at most")
     parser.add_argument("--families", type=int, default=0, help="so many more of timm's, at W8A8")
     parser.add_argument("--threads", type=int, default=1)
@@ -235,7 +246,8 @@ def main() -> None:
     if arguments.data is None:
         parser.error("--data FOLDER is needed")
     files = Files(arguments.data, arguments.mobilenet, arguments.efficientnet)
-    networks(files, arguments.networks, arguments.bits, arguments.images, HERE / "results.csv")
+    out = HERE / "results.csv"
+    networks(files, arguments.networks, arguments.bits, arguments.targets, arguments.images, out)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,20 @@ def test_the_file_answers_as_the_simulation(integer: Path, tmp_path: Path) -> No
     assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
 
 
+def test_a_program_of_torch(integer: Path, tmp_path: Path) -> None:
+    outcome = call("export", f"strategy={integer}", "run_dir=out", "format=torch", "images=50", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "torch model in" in outcome.out and "end to end: relative error 0 " in outcome.out
+    report = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert report["metric"]["simulation"] == report["metric"]["torch"]
+    assert report["parity"]["count"] == 50 and report["bytes"]["file"] > 0
+    images = torch.randn(3, *DIGITS_INPUT.size)
+    program = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    with torch.no_grad():
+        wanted = dqss.apply_strategy(digits_resnet20().module, dqss.load(integer))(images)
+        assert torch.equal(program(images)[0], wanted)
+
+
 def test_narrow_grids_and_a_file_of_ones_own(finished: Path, tmp_path: Path) -> None:
     words = (f"strategy={finished / 'strategy.json'}", f"file={tmp_path / 'mine.onnx'}", "images=20")
     outcome = call("export", *words, "run_dir=out", cwd=tmp_path)
@@ -66,7 +80,11 @@ def test_narrow_grids_and_a_file_of_ones_own(finished: Path, tmp_path: Path) -> 
     [
         (["target=tensorrtt"], "target=tensorrtt (did you mean 'tensorrt'?): expected one of generic"),
         (["target=onnxruntime-cpu"], "conv1.activation: target 'onnxruntime-cpu' has no activations as"),
-        (["format=torch"], "format=torch: expected one of onnx"),
+        (["format=tflite"], "format=tflite: expected one of onnx, torch"),
+        (
+            ["format=torch", "target=tensorrt"],
+            "target=tensorrt is for format=onnx",
+        ),
         (["images=0"], "images=0: expected 1 or more, or null"),
         (["images=some"], "images=some: expected a whole number or null"),
         (["tolerance.shares=1"], "tolerance.shares: unknown option (did you mean 'share'?)"),

@@ -15,8 +15,8 @@ import dqss
 from dqss.apply import apply_strategy
 from dqss.bundle import load
 from dqss.deploy import lower as lowering
+from dqss.deploy.compared import Parity
 from dqss.deploy.grids import Stored
-from dqss.deploy.parity import Parity
 from dqss.deploy.targets import ONNXRUNTIME_CPU
 from dqss.deploy.tolerance import Tolerance
 from dqss.errors import DataError, ExportError, OutputError, ParityError

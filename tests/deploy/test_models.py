@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import dqss
 from dqss.apply import apply_strategy
 from dqss.deploy.report import ExportReport
+from dqss.deploy.targets import ONNXRUNTIME_CPU
 from dqss.models.resnet_cifar import CifarResNet
 from dqss.models.rlfn import RLFN
 from dqss.space import SearchSpace
@@ -74,6 +75,17 @@ def test_parts_agree_at_every_width(
     build: Callable[[], tuple[nn.Module, Tensor]], bits: str, tmp_path: Path
 ) -> None:
     check(exported(build, SPACES[bits], tmp_path / "model.onnx"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenetv2_050", "regnetx_002", "convnext_atto", "edgenext_xx_small"])
+def test_with_points_everything_runs_in_integers(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, inputs = timm.create_model(name, num_classes=10).eval(), torch.randn(4, 3, 64, 64)
+    bundle = bundle_for(model, inputs, ONNXRUNTIME_CPU.adapt(uniform(8, 8, ["minmax"], ["minmax"])))
+    report = dqss.export_model(model, bundle, tmp_path / "model.onnx", inputs, target=ONNXRUNTIME_CPU)
+    check(report)
+    assert not report.kernels.floating and not report.notes
 
 
 def test_images_of_any_size(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dqss.apply import apply_strategy
-from dqss.deploy.parity import Whole
+from dqss.deploy.compared import Whole
+from dqss.deploy.targets import GENERIC
 from dqss.samples import Samples
 from experiments.export.control import ROUNDING, compare, rounded_otherwise
 from experiments.export.networks import Case
@@ -19,14 +20,14 @@ def case() -> Case:
 
 def test_a_simulation_is_at_no_distance_from_itself() -> None:
     found = case()
-    simulation = apply_strategy(found.model, strategy(found, "W8A8"))
+    simulation = apply_strategy(found.model, strategy(found, "W8A8", GENERIC))
     whole = compare(simulation, simulation, found.samples)
     assert (whole.count, whole.relative_error, whole.agreement) == (20, 0.0, 1.0)
 
 
 def test_the_control_changes_each_output_by_a_rounding() -> None:
     found = case()
-    bundle = strategy(found, "W8A8")
+    bundle = strategy(found, "W8A8", GENERIC)
     plain, changed = (apply_strategy(found.model, bundle) for _ in range(2))
     rounded_otherwise(changed, ["6"], 0)
     x = images(4)
@@ -36,7 +37,7 @@ def test_the_control_changes_each_output_by_a_rounding() -> None:
 
 def test_mixed_strategies_have_many_widths_and_are_the_same_each_time() -> None:
     found = case()
-    one, other = (strategy(found, "mixed", seed).strategy for seed in (3, 3))
+    one, other = (strategy(found, "mixed", GENERIC, seed).strategy for seed in (3, 3))
     assert one.layers == other.layers
     assert len({choice.bits for _, _, choice in one.choices()}) > 2
 
