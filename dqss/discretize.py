@@ -1,4 +1,4 @@
-"""From logits to one choice a decision: argmax, refinement, and who is exported."""
+"""From logits to one choice a decision: argmax, refinement, and the never-worse rule."""
 
 from __future__ import annotations
 
@@ -11,14 +11,9 @@ from dqss.checks import check_least
 from dqss.descent import descend
 from dqss.measure import Evaluator
 from dqss.supernet import Assignment
-from dqss.trials import better, finite, gains, mean
+from dqss.trials import better, finite, mean
 from dqss.uniform import FIRST_RUNG, Screening, screen
 
-CHANCE = 1.0
-"""Standard errors (paired) by which the best uniform strategy must be better on the selection part.
-
-Of some hundred inputs a handful decide the mean, while the larger part has spoken for the searched one
-already: without this a lucky handful outvotes it (``experiments/budgets``)."""
 PASSES = 10.0
 """Of a refinement for which nothing else is said."""
 
@@ -67,8 +62,7 @@ class Discretized:
         assignments: by name: ``argmax``, ``refined``, and the uniform finalists.
         selection: mean distance on the selection part of ``argmax``, ``refined`` and the best
             uniform one.
-        exported: ``refined``, or the best uniform strategy if that is better on the selection part by
-            more than chance.
+        exported: ``refined``, or the best uniform strategy if that is better in the mean of both parts.
         best_uniform: name of the uniform strategy that is best on the part that is searched on;
             None where no uniform strategy exists.
     """
@@ -91,14 +85,16 @@ def discretize(
     limits: Limits | None = None,
     screened: Screening | None = None,
 ) -> Discretized:
-    """Choose, refine, and compare on the selection part, which nothing has touched before.
+    """Choose, refine, and compare, also on the selection part, which nothing has touched before.
 
     Of the assignments that the search has ``found`` the one is taken that is best on the part that
-    is searched on, or the last one if there is no time to measure. The best uniform one is exported
-    if it is better on the selection part, by more than chance (:data:`CHANCE`). It is chosen on the part
-    that is searched on, like the searched one: of several measured on the selection part the luckiest
-    would win, and its luck would be counted for it. Where it is no worse than the argmax, refinement begins
-    from it. With ``limits``, which ``found`` and ``uniform`` keep already, refinement stays within them.
+    is searched on, or the last one if there is no time to measure. In the mean of that part and the
+    selection part, each counting half, the exported assignment is never worse than the best uniform one:
+    a handful of some hundred inputs decide their mean, and by itself the selection part is often wrong
+    about two that are close (``experiments/budgets``). The best uniform one is chosen on the part that is
+    searched on, like the searched one: of several measured on the selection part the luckiest would win,
+    and its luck would be counted for it. Where it is no worse than the argmax, refinement begins from it.
+    With ``limits``, which ``found`` and ``uniform`` keep already, refinement stays within them.
     ``screened`` is what :func:`dqss.uniform.screen` has found of ``uniform``, if it has looked already.
     """
     if screened is None and uniform:
@@ -115,13 +111,15 @@ def discretize(
     contenders: dict[str, Assignment] = {"refined": refined, "argmax": argmax}
     contenders.update({name: uniform[name] for name in names})
     measured = ("refined", "argmax", *names[:1])
-    each = {name: evaluator.measure_each(contenders[name], "select") for name in measured}
+    selection = {name: evaluator.measure(contenders[name], "select") for name in measured}
     # Between argmax and refined the larger part has spoken already, and by more than chance.
-    better = best_uniform is not None and gains(each["refined"], each[best_uniform], CHANCE)
-    selection = {name: mean(values) for name, values in each.items()}
-    return Discretized(
-        contenders, selection, best_uniform if best_uniform and better else "refined", best_uniform, changes
-    )
+    both = {name: selection[name] for name in ("refined", *names[:1])}
+    if len(both) > 1 and not out_of_time():
+        both = {
+            name: (found + evaluator.measure(contenders[name], "refine")) / 2 for name, found in both.items()
+        }
+    exported = min(both, key=lambda name: finite(both[name]))
+    return Discretized(contenders, selection, exported, best_uniform, changes)
 
 
 def _best(

@@ -50,23 +50,23 @@ def selection_part(inputs: Tensor, seed: int) -> Tensor:
     ],
     ids=["two", "two again", "three", "bits", "one candidate", "skip"],
 )
-def test_the_best_uniform_is_not_better_on_the_selection_part_by_more_than_chance(
-    seed: int, space: SearchSpace
-) -> None:
+def test_never_worse_than_the_best_uniform_in_the_mean_of_both_parts(seed: int, space: SearchSpace) -> None:
     result, inputs = quick(seed, space)
     metrics = result.metrics
     searched, best = (metrics[row]["selection"]["distance"] for row in ("searched", "best_uniform"))
     # measured again, on the rebuilt networks
+    selected = split(len(inputs), QUICK.parts, seed)
+    means = []
+    for some in (inputs[part] for part in selected):
+        with torch.no_grad():
+            reference = result.model(some)
+            found = KLDivergence()(result.quantized()(some), reference)
+            with result.supernet.assign(result.discretized.assignments[metrics["best_uniform"]["name"]]):
+                other = KLDivergence()(result.supernet(some), reference)
+        means.append((float(found), float(other)))
+    assert means[1] == pytest.approx((searched, best), rel=1e-3, abs=1e-6)
+    assert sum(found for found, _ in means) <= 1.001 * sum(other for _, other in means) + 1e-6
     selection = selection_part(inputs, seed)
-    with torch.no_grad():
-        reference = result.model(selection)
-        found = KLDivergence().per_sample(result.quantized()(selection), reference)
-        assert float(found.mean()) == pytest.approx(searched, rel=1e-3, abs=1e-6)
-        with result.supernet.assign(result.discretized.assignments[metrics["best_uniform"]["name"]]):
-            other = KLDivergence().per_sample(result.supernet(selection), reference)
-        assert float(other.mean()) == pytest.approx(best, rel=1e-3, abs=1e-6)
-    worse = (found - other).double()
-    assert float(worse.mean()) <= 1.001 * float(worse.std()) / len(worse) ** 0.5 + 1e-6
     assert metrics["float"]["selection"]["distance"] == pytest.approx(0, abs=1e-6)
     assert metrics["searched"]["selection"]["count"] == len(selection)
 
@@ -175,7 +175,8 @@ def test_evaluations_equal_a_hand_count(passes: float, refining: int) -> None:
     search = 2 * (3 * 4 + 2)  # forward and backward of four images, two discrete ones
     screening = 8  # the only uniform strategy
     select = 4 + 3 * 4  # float, then refined, argmax and the uniform one
-    assert result.metrics["evaluations"] == calibrate + search + refining + screening + select
+    compare = 2 * 8  # refined and the uniform one where they were chosen
+    assert result.metrics["evaluations"] == calibrate + search + refining + screening + select + compare
     assert result.metrics["steps"] == 2
 
 
