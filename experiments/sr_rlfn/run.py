@@ -9,29 +9,35 @@ results.csv as they are found; rows that are there already are not computed agai
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dqss.apply import apply_strategy
+from dqss.bundle import Bundle
 from dqss.data.pictures import Pictures
 from dqss.image_quality import psnr_y
 from dqss.lit.build import build
+from dqss.lit.device import device_of
 from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.losses import PictureLoss
+from dqss.measure import home
 from dqss.models.super_resolution import super_resolution
 from dqss.progress import Reporter
-from dqss.samples import Samples
+from dqss.repair import RepairSettings, repair_strategy
+from dqss.samples import Samples, split
 from dqss.search_spaces import uniform
 from dqss.search_spaces.studies import EIGHT_WEIGHTS, PICTURES_ACTIVATIONS
 from dqss.space import SearchSpace
 from dqss.supernet import Assignment, Supernet
 from dqss.uniform import uniform_assignments
-from experiments.harness import CPU, Table, quiet, study_parser, summarize
+from experiments.harness import CPU, Table, add_accelerator, quiet, study_parser, summarize
 
 HERE = Path(__file__).parent
 COLUMNS = ("bits", "edges", "seed", "row", "set5", "set14", "mse", "evaluations", "seconds", "name")
@@ -39,6 +45,16 @@ SCALE, PATCHES, PATCH = 4, 32, 32
 EDGES = ("conv_1", "upsampler.0")
 """The first and the last layer."""
 SETS = ("Set5", "Set14")
+LAYERS = RepairSettings(blocks=(), drop=0.0, float_inputs=0.0, iterations=1000, batch_size=8)
+REPAIRS = {
+    "adaround": LAYERS,
+    "adaround+steps": replace(LAYERS, learn_steps=True),
+    "blocks+steps": RepairSettings(iterations=1000, batch_size=8, learn_steps=True),
+    "blocks+steps+biases": RepairSettings(
+        iterations=1000, batch_size=8, learn_steps=True, bias_correction=True
+    ),
+}
+"""Rounding that is learned around the searched strategy: layer by layer, or block by block."""
 
 
 def space(bits: int, edges: int) -> SearchSpace:
@@ -57,8 +73,8 @@ def space(bits: int, edges: int) -> SearchSpace:
 class Study:
     """The network, and whole pictures to measure on: nothing is chosen with them."""
 
-    def __init__(self, data: Path, settings: PTQSettings) -> None:
-        self.data, self.settings = data, settings
+    def __init__(self, data: Path, settings: PTQSettings, trainer: Mapping[str, Any] = CPU) -> None:
+        self.data, self.settings, self.trainer = data, settings, trainer
         loaded = super_resolution("rlfn", SCALE, data / "weights" / "rlfn_x4.pth")
         self.model: nn.Module = loaded.module
         self.input = loaded.input
@@ -74,8 +90,11 @@ class Study:
     @torch.no_grad()
     def psnr(self, network: nn.Module, name: str) -> float:
         """Mean over the pictures of a set, in dB."""
-        each = [psnr_y(network(low), high, peak=255.0, border=SCALE) for low, high in self.sets[name]]
-        return float(torch.cat(each).mean())
+        device = home(network)
+        pictures = ((network(low.to(device)).cpu(), high) for low, high in self.sets[name])
+        return float(
+            torch.cat([psnr_y(made, high, peak=255.0, border=SCALE) for made, high in pictures]).mean()
+        )
 
     def both(self, supernet: Supernet, assignment: Assignment) -> tuple[float, float]:
         """On both sets."""
@@ -88,13 +107,17 @@ class Study:
         data.configure(self.input)
         return data.calibration()
 
-    def rows(self, bits: int, edges: int, seed: int, loss: str) -> Iterator[tuple[object, ...]]:
-        """The search with all that it is compared with."""
+    def rows(
+        self, bits: int, edges: int, seed: int, loss: str, repairs: Sequence[str]
+    ) -> Iterator[tuple[object, ...]]:
+        """The search with all that it is compared with, and what repair adds to it."""
         patches = self.patches(seed)
         started = time.perf_counter()
         # L1 to the pictures themselves, or the squared error to the float network's output.
         settings = replace(self.settings, loss=PictureLoss() if loss == "picture" else None)
-        result = search_ptq(self.model, patches, space(bits, edges), settings, seed=seed, trainer=CPU)
+        result = search_ptq(
+            self.model, patches, space(bits, edges), settings, seed=seed, trainer=self.trainer
+        )
         seconds, supernet = time.perf_counter() - started, result.supernet
         found, metrics = result.discretized, result.metrics
         suffix = "" if loss == "output" else f"_{loss}"
@@ -102,15 +125,26 @@ class Study:
         assignments = found.assignments
         both = self.both(supernet, assignments["refined"])
         yield "searched" + suffix, *both, found.selection["refined"], spent, seconds, found.exported
+        learned = patches.subset(split(len(patches), settings.parts, seed)[0])
+        for name in repairs:
+            yield f"searched{suffix}+{name}", *self.repaired(result.bundle, learned, name, seed)
         if suffix:
             return
         assert found.best_uniform is not None
         both = self.both(supernet, assignments[found.best_uniform])
         yield "best_uniform", *both, found.selection[found.best_uniform], 0, 0.0, found.best_uniform
 
+    def repaired(self, bundle: Bundle, patches: Samples, name: str, seed: int) -> tuple[object, ...]:
+        """A strategy after learned rounding, on the patches that were searched on."""
+        device, started = device_of(self.trainer), time.perf_counter()
+        tuned = repair_strategy(self.model, bundle, patches, REPAIRS[name], seed=seed, device=device).bundle
+        seconds = time.perf_counter() - started
+        network = apply_strategy(self.model, tuned).to(device)
+        return self.psnr(network, "Set5"), self.psnr(network, "Set14"), "nan", 0, seconds, name
+
     def uniform_rows(self, bits: int, edges: int, seed: int, every: bool) -> Iterator[tuple[object, ...]]:
         """All uniform pairs, or those of one algorithm on both sides, on Set5."""
-        device, patches = torch.device("cpu"), self.patches(seed)
+        device, patches = device_of(self.trainer), self.patches(seed)
         found = build(self.model, patches, space(bits, edges), self.settings, seed, None, device, Reporter())
         supernet = found[1].supernet
         for name, assignment in uniform_assignments(supernet).items():
@@ -128,6 +162,7 @@ def alike(name: str) -> bool:
 def main() -> None:
     """Compute the rows that are missing."""
     parser = study_parser(__doc__, HERE / "results.csv")
+    add_accelerator(parser)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4])
     parser.add_argument("--edges", type=int, default=8, help="bits of the first and the last layer")
@@ -135,6 +170,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--loss", choices=["output", "picture"], default="output")
+    parser.add_argument("--repair", nargs="*", default=[], choices=REPAIRS, help="rounding that is learned")
     parser.add_argument("--uniform", choices=["alike", "all"], help="measure uniform pairs, and nothing else")
     arguments = parser.parse_args()
     if arguments.summary:
@@ -146,16 +182,17 @@ def main() -> None:
     settings = PTQSettings(
         steps=arguments.steps, batch_size=arguments.batch_size, screen_images=4, discrete_every=0
     )
-    study = Study(arguments.data, settings)
+    study = Study(arguments.data, settings, {"accelerator": arguments.accelerator})
     for row in () if table.has("float", "", "", "float") else ("float",):
         both = study.psnr(study.model, "Set5"), study.psnr(study.model, "Set14")
         table.add("float", "", "", row, *both, 0.0, 0, 0.0, "")
     searched = "searched" if arguments.loss == "output" else f"searched_{arguments.loss}"
+    wanted = [searched, *(f"{searched}+{name}" for name in arguments.repair)]
     for key in product(arguments.bits, [arguments.edges], arguments.seeds):
         if arguments.uniform is not None:
             found = study.uniform_rows(*key, arguments.uniform == "all")
-        elif not table.has(*key, searched):
-            found = study.rows(*key, arguments.loss)
+        elif not all(table.has(*key, row) for row in wanted):
+            found = study.rows(*key, arguments.loss, arguments.repair)
         else:
             continue
         for row in found:
