@@ -1,9 +1,9 @@
-"""From logits to one choice a decision: argmax, refinement, and the never-worse rule."""
+"""From logits to one choice a decision: argmax, refinement, and who is exported."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dqss.budget.limits import Limits
 from dqss.budget.switches import Switch, within
@@ -11,9 +11,14 @@ from dqss.checks import check_least
 from dqss.descent import descend
 from dqss.measure import Evaluator
 from dqss.supernet import Assignment
-from dqss.trials import better, finite, mean
+from dqss.trials import better, finite, gains, mean
 from dqss.uniform import FIRST_RUNG, Screening, screen
 
+CHANCE = 1.0
+"""Standard errors (paired) by which the best uniform strategy must be better on the selection part.
+
+Of some hundred inputs a handful decide the mean, while the larger part has spoken for the searched one
+already: without this a lucky handful outvotes it (``experiments/budgets``)."""
 PASSES = 10.0
 """Of a refinement for which nothing else is said."""
 
@@ -25,6 +30,8 @@ class RefineSettings:
     Attributes:
         passes: limit, in passes over the part that is searched on (0: no refinement); None: ten, or
             what the search that it belongs to says.
+        rescue_passes: the limit where the argmax is no better than the best uniform strategy, from which
+            refinement begins then; None: as many as ``passes``.
         screen: images on which a change is tried first; only promising ones get the whole part.
         alternatives: options tried per decision in one sweep.
         program_passes: with a budget, limit for the steps of the integer program before the sweeps
@@ -36,13 +43,14 @@ class RefineSettings:
     """
 
     passes: float | None = None
+    rescue_passes: float | None = None
     screen: int = 32
     alternatives: int = 2
     confidence: float = 3.0
     program_passes: float = 25.0
 
     def __post_init__(self) -> None:
-        check_least(self, "refine", 0, "passes", optional=True)
+        check_least(self, "refine", 0, "passes", "rescue_passes", optional=True)
         check_least(self, "refine", 0, "confidence", "program_passes")
         check_least(self, "refine", 1, "screen", "alternatives")
 
@@ -59,7 +67,8 @@ class Discretized:
         assignments: by name: ``argmax``, ``refined``, and the uniform finalists.
         selection: mean distance on the selection part of ``argmax``, ``refined`` and the best
             uniform one.
-        exported: ``refined``, or the best uniform strategy if that is better on the selection part.
+        exported: ``refined``, or the best uniform strategy if that is better on the selection part by
+            more than chance.
         best_uniform: name of the uniform strategy that is best on the part that is searched on;
             None where no uniform strategy exists.
     """
@@ -85,12 +94,12 @@ def discretize(
     """Choose, refine, and compare on the selection part, which nothing has touched before.
 
     Of the assignments that the search has ``found`` the one is taken that is best on the part that
-    is searched on, or the last one if there is no time to measure. The exported assignment is never
-    worse on the selection part than the best uniform one. That one is chosen on the part that is
-    searched on, like the searched one: of several measured on the selection part the luckiest would
-    win, and its luck would be counted for it. With ``limits``, which ``found`` and ``uniform`` keep
-    already, refinement stays within them, and may begin from the best uniform assignment. ``screened`` is
-    what :func:`dqss.uniform.screen` has found of ``uniform``, if it has looked already.
+    is searched on, or the last one if there is no time to measure. The best uniform one is exported
+    if it is better on the selection part, by more than chance (:data:`CHANCE`). It is chosen on the part
+    that is searched on, like the searched one: of several measured on the selection part the luckiest
+    would win, and its luck would be counted for it. Where it is no worse than the argmax, refinement begins
+    from it. With ``limits``, which ``found`` and ``uniform`` keep already, refinement stays within them.
+    ``screened`` is what :func:`dqss.uniform.screen` has found of ``uniform``, if it has looked already.
     """
     if screened is None and uniform:
         screened = screen(evaluator, uniform, finalists, first)
@@ -98,16 +107,21 @@ def discretize(
     best_uniform = names[0] if names else None
     argmax = _best(evaluator, found, out_of_time)
     begin = argmax
-    if limits is not None:
+    if limits is not None or settings.limit(1) > 0 or settings.rescue_passes:
         begin = _best(evaluator, [*(uniform[name] for name in names[:1]), argmax], out_of_time)
+    if begin != argmax and settings.rescue_passes is not None:
+        settings = replace(settings, passes=settings.rescue_passes)
     refined, changes = refine(evaluator, begin, settings, out_of_time, limits)
     contenders: dict[str, Assignment] = {"refined": refined, "argmax": argmax}
     contenders.update({name: uniform[name] for name in names})
     measured = ("refined", "argmax", *names[:1])
-    selection = {name: evaluator.measure(contenders[name], "select") for name in measured}
+    each = {name: evaluator.measure_each(contenders[name], "select") for name in measured}
     # Between argmax and refined the larger part has spoken already, and by more than chance.
-    exported = min(("refined", *names[:1]), key=lambda name: finite(selection[name]))
-    return Discretized(contenders, selection, exported, best_uniform, changes)
+    better = best_uniform is not None and gains(each["refined"], each[best_uniform], CHANCE)
+    selection = {name: mean(values) for name, values in each.items()}
+    return Discretized(
+        contenders, selection, best_uniform if best_uniform and better else "refined", best_uniform, changes
+    )
 
 
 def _best(

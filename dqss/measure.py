@@ -165,14 +165,16 @@ class Evaluator:
         self.meter.backward(len(indices))
         return {name: effect - effect[assignment[name]] for name, effect in effects.items()}
 
-    def second_order(self, assignment: Assignment, part: str, count: int | None = None) -> Estimates:
+    def second_order(
+        self, assignment: Assignment, part: str, count: int | None = None, group: int = GROUP
+    ) -> Estimates:
         """Effect of switching each decision to each option, to second order.
 
         What an option adds of its own is in it, see :mod:`dqss.sensitivity`: where options differ in
-        bits that is nearly all there is. On (the first ``count`` images of) a part.
+        bits that is nearly all there is. On (the first ``count`` images of) a part, ``group`` images a pass.
         """
         indices = self.parts[part][:count]
-        groups = batches(indices, min(GROUP, self.batch_size))
+        groups = batches(indices, min(group, self.batch_size))
         with self.supernet.pinned(assignment):
             found = second_order(
                 self._run, self.reference, self.distance, self.supernet.decisions, assignment, groups

@@ -44,6 +44,16 @@ class Estimates:
     effects: dict[str, Tensor]
     noise: dict[str, Tensor]
 
+    def alone(self) -> dict[str, Tensor]:
+        """The effects without slopes, ``[K]`` by decision: for switching nearly all decisions at once.
+
+        A slope is the product of an option's error with those of all options in place. Where these are
+        switched too it is another one, and an option that was taken for its slope has it no more: the
+        more decisions, the more of what the best sum promises is chance.
+        """
+        in_place = {name: int(effect.abs().argmin()) for name, effect in self.effects.items()}
+        return {name: noise[in_place[name]] for name, noise in self.noise.items()}
+
 
 def second_order(
     run: Callable[[Sequence[int]], Any],

@@ -1,7 +1,7 @@
 """Uniform strategies: one weight and one activation algorithm for every layer (and product).
 
-They are what people use today, so they are what a searched strategy is compared with; on the
-selection part it may never be worse than the best of them.
+They are what people use today, so they are what a searched strategy is compared with; where the best of
+them is better on the selection part, by more than chance, it is exported.
 """
 
 from __future__ import annotations

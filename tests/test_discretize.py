@@ -178,6 +178,49 @@ def test_the_best_of_what_the_search_has_found_is_taken() -> None:
     assert late.assignments["argmax"] == found[-1]
 
 
+@pytest.mark.parametrize(("spread", "exported"), [(0.0, "u"), (0.1, "u"), (3.0, "refined")])
+def test_a_lucky_handful_of_the_selection_does_not_outvote_the_search(spread: float, exported: str) -> None:
+    """The uniform strategy is better there by 0.1 in the mean; is that more than a standard error?"""
+    landscape: Any = Landscape(0, decisions=1, options=2)
+    landscape.cost = torch.tensor([[0.0, 0.5]])
+    noise = torch.randn(50, generator=torch.Generator().manual_seed(1)).double()
+    noise = spread * (noise - noise.mean())
+    at = landscape.measure_each
+
+    def turned(found: Any, part: str, count: int | None = None) -> Any:
+        values = at(found, part, count)
+        if part == "select" and found["d0"] == 1:
+            return [0.0 - 0.1 + float(each) for each in noise]
+        return values
+
+    landscape.measure_each = turned
+    outcome = discretize(landscape, [{"d0": 0}], {"u": {"d0": 1}}, RefineSettings(passes=0), finalists=1)
+    assert outcome.best_uniform == "u" and outcome.selection["u"] == pytest.approx(-0.1)
+    assert outcome.exported == exported
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_search_that_is_behind_the_best_uniform_strategy_is_refined_from_there(
+    seed: int, behind: bool
+) -> None:
+    landscape: Any = Landscape(seed)
+    uniform: Any = {f"u{k}": dict.fromkeys(landscape.names, k) for k in range(4)}
+    by_cost = [
+        dict(zip(landscape.names, row, strict=True)) for row in landscape.cost.sort(1).indices.T.tolist()
+    ]
+    worst, best = by_cost[-1], {**by_cost[0], landscape.names[0]: by_cost[1][landscape.names[0]]}
+    settings = RefineSettings(passes=0, rescue_passes=1000, screen=10, alternatives=3, confidence=0.0)
+    found = worst if behind else best
+    outcome = discretize(landscape, [found], uniform, settings, finalists=4)
+    refined = outcome.assignments["refined"]
+    assert refined == (by_cost[0] if behind else best)
+    before = landscape.meter.evaluations
+    settings = RefineSettings(passes=0)  # none at all: nothing is measured for it either
+    assert discretize(landscape, [worst], {}, settings, finalists=1).assignments["refined"] == worst
+    assert landscape.meter.evaluations - before == 2 * len(landscape.parts["select"])
+
+
 def test_equal_contenders_export_the_searched_one() -> None:
     landscape: Any = Landscape(0, options=1)
     uniform: Any = {"u": dict.fromkeys(landscape.names, 0)}

@@ -45,6 +45,23 @@ def test_it_is_exact_for_a_linear_network_with_one_output(start: int) -> None:
         torch.testing.assert_close(found[name], wanted, rtol=1e-4, atol=1e-7, check_dtype=False)
 
 
+def test_alone_it_is_the_squared_distance_between_the_two_networks() -> None:
+    """Whatever the float network's output is: no slope is left in it."""
+    torch.manual_seed(0)
+    inputs = images(20, 6)
+    of = evaluator(nn.Sequential(nn.Linear(6, 1)), inputs, MeanSquaredError())
+    assignment = {name: 1 for name in of.supernet.decisions}
+
+    def output(changed: dict[str, int]) -> torch.Tensor:
+        with torch.no_grad(), of.supernet.assign({**assignment, **changed}):
+            found: torch.Tensor = of.supernet(inputs)
+        return found
+
+    for name, row in of.second_order(assignment, "refine").alone().items():
+        each = [(output({name: k}) - output({})).square().mean() for k in range(len(row))]
+        torch.testing.assert_close(row, torch.stack(each), rtol=1e-4, atol=1e-7, check_dtype=False)
+
+
 def test_inputs_that_share_a_pass_give_the_same_in_the_mean() -> None:
     torch.manual_seed(0)
     inputs = images(2000, 6)

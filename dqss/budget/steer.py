@@ -100,8 +100,14 @@ class Steering:
         return self.limits.solve(self.scores())
 
     def begin(self) -> list[dict[str, int]]:
-        """The best assignment that keeps all limits as far as the estimates know, where there are any."""
-        return [] if self.estimates is None else [self.limits.solve(self.estimates.effects)]
+        """The best assignments that keep all limits as far as the estimates know, where there are any.
+
+        With slopes and without: with some forty decisions the one was better, with a hundred the other
+        (``experiments/budgets``).
+        """
+        if self.estimates is None:
+            return []
+        return [self.limits.solve(effects) for effects in (self.estimates.effects, self.estimates.alone())]
 
     def record(self, assignment: Mapping[str, int]) -> dict[str, Any]:
         """What a strategy says about its budget: the limits, what it costs, and how it was chosen."""

@@ -54,7 +54,8 @@ def fit_ptq(
     )
     estimates = None
     if limits is not None and checkpoint is None:  # a checkpoint has them
-        estimates = evaluator.second_order(widest(evaluator.supernet), "search", WATCHED)
+        # One input a pass: all decisions are chosen by this, and the mean of fewer squares is too rough.
+        estimates = evaluator.second_order(widest(evaluator.supernet), "search", WATCHED, group=1)
     module = PTQSearch(
         evaluator,
         plan,

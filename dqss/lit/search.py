@@ -110,8 +110,8 @@ def search_ptq(
         budget: what the exported network may cost, instead of the settings' own.
 
     Returns:
-        The strategy and all that was measured. On the selection part it is never worse than
-        the best uniform strategy, of those within the budget if there is one.
+        The strategy and all that was measured. The best uniform strategy (of those within the budget, if
+        there is one) is exported where it is better on the selection part by more than chance.
 
     Raises:
         UserError: for inputs, models or search spaces that cannot be searched.

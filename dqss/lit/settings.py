@@ -115,13 +115,16 @@ class PTQSettings:
         Within a budget no search is easy: there is a choice to make between widths, whatever they are.
         """
         easy = bits >= EASY_BITS and not self._budgeted
-        passes = EASY_PASSES if easy else PASSES
+        refine = self.refine
+        if refine.passes is None:
+            rescue = PASSES if refine.rescue_passes is None else refine.rescue_passes
+            refine = replace(refine, passes=EASY_PASSES if easy else PASSES, rescue_passes=rescue)
         return replace(
             self,
             steps=self.steps or self._enough_steps(easy),
             screen_first=easy if self.screen_first is None else self.screen_first,
             screen_images=self.screen_images or (EASY_SCREEN_IMAGES if easy else SCREEN_IMAGES),
-            refine=replace(self.refine, passes=passes if self.refine.passes is None else self.refine.passes),
+            refine=refine,
         )
 
     @property

@@ -31,15 +31,15 @@ def verdict(metrics: Mapping[str, Any], gain: Gain | None) -> str:
         return f"{_told(metrics, searched, part)}. No uniform strategy exists to compare with."
     if searched["name"] == best["name"]:
         return (
-            "A uniform strategy is exported: on the inputs kept for the selection, nothing that the search "
-            f"found was better than {best['name']}. {_told(metrics, searched, part)}."
+            "A uniform strategy is exported: on the inputs kept for the selection "
+            f"{best['name']} was better than what the search found. {_told(metrics, searched, part)}."
         )
     before, after = _distance(best, part), _distance(searched, part)
     if after > before:
         return (
             f"On the {part} data the best uniform strategy is the better one: {_told(metrics, best, part)}; "
-            f"searched {_told(metrics, searched, part)}. On the inputs kept for the selection, which decide, "
-            f"it is the other way round{_chance(gain)}."
+            f"searched {_told(metrics, searched, part)}. It is not exported, since on the inputs kept for "
+            f"the selection, which decide, it is not better by more than chance{_chance(gain)}."
         )
     share = f" ({1 - after / before:.0%} less)" if 0 < before < inf else ""
     return (

@@ -122,8 +122,9 @@ def test_estimates_are_begun_from_and_choose_before_anything_is_measured() -> No
     assert limits.excess(p)[0].item() == pytest.approx(0, abs=0.02)
     entropy = sum(float(torch.special.entr(row.detach()).sum()) for row in p.values()) / len(p)
     assert entropy == pytest.approx(0.3 * torch.tensor(5.0).log().item(), rel=0.02)
-    (begun,) = steering.begin()
+    begun, alone = steering.begin()
     assert limits.hold(begun) and begun == limits.solve(known)
+    assert limits.hold(alone) and alone == limits.solve({name: torch.zeros(5) for name in known})
     assert Steering(decisions, limits).begin() == []
 
 

@@ -11,7 +11,7 @@ from dqss.bundle import Bundle
 from dqss.calls import call_model, first_tensor
 from dqss.io import Journal
 from dqss.losses import Distance, KLDivergence
-from dqss.measure import Evaluator, Meter
+from dqss.measure import Evaluator, Meter, home
 from dqss.prepare import Prepared, prepare
 from dqss.samples import Samples
 from dqss.space import SearchSpace
@@ -61,7 +61,7 @@ def calibrated(model: nn.Module, *batches: Any, space: SearchSpace | None = None
     """A supernet on a copy of ``model`` (as it is, nothing folded), calibrated on ``batches``."""
     import copy
 
-    supernet = Supernet(copy.deepcopy(model), space or small_space())
+    supernet = Supernet(copy.deepcopy(model), space or small_space()).to(home(model))
     supernet.calibrate(batches, probes=batches)
     return supernet
 
