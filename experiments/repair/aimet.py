@@ -23,10 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from dqss.lit.device import device_of
 from dqss.lit.settings import PTQSettings
+from dqss.precision import full_precision
 from dqss.prepare import prepare
 from dqss.samples import Samples, split
-from experiments.harness import Table, quiet
+from experiments.harness import Table, add_accelerator, quiet
 from experiments.imagenet_mobile.run import Network
 
 HERE = Path(__file__).parent
@@ -65,16 +67,17 @@ def only_inputs(network: nn.Module) -> None:
 
 @dataclass
 class Work:
-    """A float network that AIMET can trace, its calibration images, and a folder for files."""
+    """A float network that AIMET can trace, its calibration images, where both go, and a folder for files."""
 
     network: nn.Module
     images: Tensor
+    device: torch.device
     folder: Path
 
     @property
     def example(self) -> Tensor:
         """One input."""
-        return self.images[:1]
+        return self.images[:1].to(self.device)
 
     def adaround(self, iterations: int) -> tuple[nn.Module, str]:
         """Its weights rounded by AdaRound, and the file with their grids."""
@@ -86,7 +89,7 @@ class Work:
         rounded = Adaround.apply_adaround(
             self.network,
             self.example,
-            AdaroundParameters(batches, len(batches), iterations, forward_fn=lambda model, x: model(x)),
+            AdaroundParameters(batches, len(batches), iterations, forward_fn=self._forward),
             path=str(self.folder),
             filename_prefix="weights",
             default_param_bw=WEIGHT_BITS,
@@ -121,11 +124,15 @@ class Work:
 
     def _run(self, network: nn.Module) -> None:
         for batch in self.images.split(BATCH):
-            network(batch)
+            self._forward(network, batch)
+
+    def _forward(self, network: nn.Module, batch: Tensor) -> Tensor:
+        found: Tensor = network(batch.to(self.device))
+        return found
 
 
 @contextmanager
-def work(network: Network, samples: Samples) -> Iterator[Work]:
+def work(network: Network, samples: Samples, device: torch.device) -> Iterator[Work]:
     """AIMET's form of the network: additions are modules."""
     from aimet_torch.model_preparer import prepare_model
 
@@ -135,10 +142,11 @@ def work(network: Network, samples: Samples) -> Iterator[Work]:
     with torch.no_grad():
         assert torch.equal(traced(images[:2].clone()), folded(images[:2].clone()))
     with tempfile.TemporaryDirectory() as folder:
-        yield Work(traced, images, Path(folder))
+        yield Work(traced.to(device), images, device, Path(folder))
 
 
-def fill(table: Table, network: Network, iterations: int, samples: Samples) -> None:
+@full_precision()
+def fill(table: Table, network: Network, iterations: int, samples: Samples, device: torch.device) -> None:
     """The rows that are missing, of so many iterations (0: nearest codes) on these images."""
     count = len(samples)
     row = "adaround" if iterations else "nearest"
@@ -146,7 +154,7 @@ def fill(table: Table, network: Network, iterations: int, samples: Samples) -> N
     missing = [key for key in keys if not table.has(*key)]
     if not missing:
         return
-    with work(network, samples) as aimet:
+    with work(network, samples, device) as aimet:
         started = time.perf_counter()
         rounded, grids = aimet.adaround(iterations) if iterations else (aimet.network, None)
         seconds = time.perf_counter() - started
@@ -163,18 +171,20 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="mobilenet_v2-b0353104.pth")
     parser.add_argument("--iterations", type=int, nargs="+", default=[0, 500], help="of each layer")
     parser.add_argument("--searched", action="store_true", help="the images that a search sees, alone")
+    add_accelerator(parser)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=HERE / "aimet.csv")
     arguments = parser.parse_args()
     quiet(arguments.threads)
     torch.manual_seed(0)
-    network = Network("mobilenet", arguments.checkpoint, arguments.data)
+    device = device_of({"accelerator": arguments.accelerator})
+    network = Network("mobilenet", arguments.checkpoint, arguments.data, device)
     samples = network.samples
     if arguments.searched:
         samples = samples.subset(split(len(samples), PTQSettings().parts, 0)[0])
     table = Table(arguments.out, COLUMNS, keys=5)
     for iterations in arguments.iterations:
-        fill(table, network, iterations, samples)
+        fill(table, network, iterations, samples, device)
 
 
 if __name__ == "__main__":

@@ -75,18 +75,26 @@ class Source(Enum):
     MSE = "mse"
 
 
+class Weights(Enum):
+    """The candidates of a weight in a search: eight, these and ``adaround``, or that alone."""
+
+    EIGHT = "eight"
+    NINE = "nine"
+    FITTED = "fitted"
+
+
 @dataclass(frozen=True)
 class Start:
     """A strategy that is tuned.
 
     Attributes:
         source: see there.
-        fitted: whether the search may round weights to fit their inputs (``adaround`` is a candidate).
+        weights: see there; for a search.
         equalized: whether the weights of layers that follow one another are equalized first.
     """
 
     source: Source
-    fitted: bool = False
+    weights: Weights = Weights.EIGHT
     equalized: bool = False
 
 
@@ -95,7 +103,8 @@ STARTS = {
     "minmax": Start(Source.MINMAX),
     "mse": Start(Source.MSE),
     "searched": Start(Source.SEARCH),
-    "fitted": Start(Source.SEARCH, fitted=True),
+    "fitted": Start(Source.SEARCH, Weights.NINE),
+    "activations": Start(Source.SEARCH, Weights.FITTED),
 }
 STARTS |= {f"equalized_{name}": replace(start, equalized=True) for name, start in STARTS.items()}
 ROWS: dict[str, tuple[str, RepairSettings | None]] = {name: (name, None) for name in STARTS}
@@ -103,8 +112,9 @@ ROWS |= {f"{name}+{how}": (name, settings) for name in STARTS for how, settings 
 """What is tuned, and how."""
 USUAL = (
     "best_uniform", "searched", "mse+adaround", "mse+blocks", "searched+adaround", "searched+blocks+steps",
-    "fitted", "fitted+adaround", "fitted+adaround+steps", "equalized_best_uniform", "equalized_mse+adaround",
-    "equalized_fitted", "equalized_fitted+adaround", "equalized_fitted+adaround+steps",
+    "fitted", "fitted+adaround", "fitted+adaround+steps", "activations", "activations+adaround",
+    "activations+adaround+steps", "equalized_best_uniform", "equalized_mse+adaround", "equalized_fitted",
+    "equalized_fitted+adaround", "equalized_fitted+adaround+steps",
 )  # fmt: skip
 
 
@@ -140,20 +150,20 @@ class Subject:
         return device_of(self.trainer)
 
 
-def space(bits: tuple[int, int], edges: tuple[str, ...], fitted: bool = False) -> SearchSpace:
-    """Eight candidates a side, ``fitted`` a ninth; first and last layer like the others, or at 8 bits."""
+def space(bits: tuple[int, int], edges: tuple[str, ...], weights: Weights = Weights.EIGHT) -> SearchSpace:
+    """Eight candidates for inputs, some for weights; first and last layer like the others, or at 8 bits."""
     found = eight(*bits)
     if edges:
         (rule,) = eight(8, 8).rules
         name = f"{found.name}, edges at 8"
         found = replace(found, name=name, rules=(replace(rule, names=edges), *found.rules))
-    if fitted:
-        rules = [
-            replace(rule, weight=(*rule.weight, Candidate.of("adaround", rule.weight[0].spec)))
-            for rule in found.rules
-        ]
-        found = replace(found, name=f"{found.name}, adaround", rules=tuple(rules))
-    return found
+    if weights is Weights.EIGHT:
+        return found
+    rules = []
+    for rule in found.rules:
+        fitted = Candidate.of("adaround", rule.weight[0].spec)
+        rules.append(replace(rule, weight=(*(rule.weight if weights is Weights.NINE else ()), fitted)))
+    return replace(found, name=f"{found.name}, weights {weights.value}", rules=tuple(rules))
 
 
 class Setting:
@@ -182,7 +192,7 @@ class Setting:
     def _search(self, start: Start, folder: Path) -> None:
         settings = replace(self.study.settings, equalize=start.equalized)
         options = {"seed": self.seed, "trainer": self.study.trainer, "run_dir": folder, "report_images": 0}
-        candidates = space(self.bits, self.edges, start.fitted)
+        candidates = space(self.bits, self.edges, start.weights)
         search_ptq(self.study.model, self.samples, candidates, settings, **options)  # type: ignore[arg-type]
 
     def _build(self, equalized: bool) -> tuple[Prepared, Evaluator]:
