@@ -114,11 +114,13 @@ def discretize(
     selection = {name: evaluator.measure(contenders[name], "select") for name in measured}
     # Between argmax and refined the larger part has spoken already, and by more than chance.
     both = {name: selection[name] for name in ("refined", *names[:1])}
-    if len(both) > 1 and not out_of_time():
+    if len(both) > 1:
         both = {
             name: (found + evaluator.measure(contenders[name], "refine")) / 2 for name, found in both.items()
         }
     exported = min(both, key=lambda name: finite(both[name]))
+    if begin != argmax and refined == begin:
+        exported = names[0]  # by its own name: nothing that was found is in it
     return Discretized(contenders, selection, exported, best_uniform, changes)
 
 

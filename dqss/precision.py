@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -35,10 +35,38 @@ def full_precision() -> Iterator[None]:
 
     Also a decorator. Convolutions would use TF32 unless told otherwise.
     """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    kept = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
-    try:
+    with ExitStack() as stack:
+        _matmul_in_full(stack)
+        _convolutions_in_full(stack)
         yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = kept
+
+
+# torch has an older way to say it (allow_tf32) and a newer one (fp32_precision), and refuses to read by the
+# one what was set by the other. What is readable by the older is set by it, for others that read it so.
+
+
+def _matmul_in_full(stack: ExitStack) -> None:
+    try:
+        kept = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        _set(stack, torch.backends.cuda.matmul, "fp32_precision", "ieee")
+        return
+    stack.callback(torch.set_float32_matmul_precision, kept)
+    torch.set_float32_matmul_precision("highest")
+
+
+def _convolutions_in_full(stack: ExitStack) -> None:
+    cudnn: Any = torch.backends.cudnn
+    newer = [cudnn.conv, cudnn.rnn] if hasattr(cudnn, "conv") else []
+    before = [(part, part.fp32_precision) for part in newer]
+    with suppress(RuntimeError):  # where it was set by the newer way
+        _set(stack, cudnn, "allow_tf32", False)
+    for part, kept in before:
+        if part.fp32_precision == "tf32":  # because everything is
+            stack.callback(setattr, part, "fp32_precision", kept)
+            part.fp32_precision = "ieee"
+
+
+def _set(stack: ExitStack, where: Any, name: str, value: Any) -> None:
+    stack.callback(setattr, where, name, getattr(where, name))
+    setattr(where, name, value)

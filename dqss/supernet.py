@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from dqss import quantizers
 from dqss.attach import (
@@ -294,14 +295,15 @@ class Supernet(nn.Module):
             for name, layer in self.layers.items()
             if layer.activation is not None
         }
-        with self.mode(Mode.OBSERVE), naming(observers) as name_observer, watching(self._fitting()):
+        fitting = self._fitting()
+        with self.mode(Mode.OBSERVE), naming(observers) as name_observer:
             search = ProductSearch(self.model, self.space, name_observer)
             points = PointSearch(self.model, self.space, self.layers, name_observer)
             for index, batch in enumerate(batches):
                 if index == 0:
-                    with self.mode(Mode.FLOAT):
-                        points.find(batch)
-                with search.watching(index), points.watching():
+                    with self.mode(Mode.FLOAT):  # on a copy: networks may write to their inputs
+                        points.find(tree_map_only(Tensor, torch.clone, batch))
+                with watching(fitting), search.watching(index), points.watching():
                     output = call_model(self.model, batch)
                 seen(index, output)
         self._drop_unused()

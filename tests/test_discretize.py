@@ -199,7 +199,7 @@ def test_each_part_counts_half(gap: float, exported: str) -> None:
     late = discretize(
         landscape, [{"d0": 0}], {"u": {"d0": 1}}, settings, finalists=1, out_of_time=lambda: True
     )
-    assert late.exported == "u"  # no time to measure the larger part
+    assert late.exported == exported
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -218,6 +218,9 @@ def test_a_search_that_is_behind_the_best_uniform_strategy_is_refined_from_there
     outcome = discretize(landscape, [found], uniform, settings, finalists=4)
     refined = outcome.assignments["refined"]
     assert refined == (by_cost[0] if behind else best)
+    nothing = RefineSettings(passes=0, rescue_passes=1)  # no time to mend anything
+    outcome = discretize(landscape, [found], uniform, nothing, finalists=4)
+    assert outcome.exported == (outcome.best_uniform if behind else "refined")
     before = landscape.meter.evaluations
     settings = RefineSettings(passes=0)  # none at all: nothing is measured for it either
     assert discretize(landscape, [worst], {}, settings, finalists=1).assignments["refined"] == worst

@@ -56,8 +56,8 @@ def export(model: nn.Module, bundle: Bundle, path: Path, samples: Samples, optio
         )
     if options.target.points and not bundle.strategy.points:
         notes.append(
-            f"searched without target={options.target.name}: what goes into an addition, a concatenation or "
-            "an average is not quantized, and convolutions before them run in float"
+            f"the strategy has no points, which a search with target={options.target.name} puts where it "
+            "needs them: a convolution before an addition, a concatenation or an average runs in float"
         )
     if not options.target.tried:
         notes.append(f"no file for {options.target.name} has been run by us")

@@ -83,7 +83,7 @@ class Target:
             TargetError: as :meth:`check_space`.
         """
         self.check_space(space)
-        return replace(space, points=self.points)
+        return replace(space, points=self.points or space.points)
 
     def check_space(self, space: SearchSpace) -> None:
         """Refuse a search space with a candidate that the target does not have.

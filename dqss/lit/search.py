@@ -112,7 +112,7 @@ def search_ptq(
     Returns:
         The strategy and all that was measured. In the mean of the part that was searched on and the
         selection part it is never worse than the best uniform strategy, of those within the budget if
-        there is one.
+        there is one. What repair makes of it takes its place where that is better on the selection part.
 
     Raises:
         UserError: for inputs, models or search spaces that cannot be searched.

@@ -170,11 +170,19 @@ class _Work:
         return found
 
     def _shared(self) -> set[str]:
-        """Layers that read a tensor which is quantized for a point as well: one tensor, one step."""
+        """Layers that read a tensor which somebody else quantizes as well: one tensor, one step.
+
+        Only where there are points: without them each reader has a grid of its own, tied or not.
+        """
         strategy = self.bundle.strategy
-        points = {c.decision for point in strategy.points.values() for c in point.operands.values()}
-        layers = strategy.layers.items()
-        return {name for name, layer in layers if layer.activation and layer.activation.decision in points}
+        if not strategy.points:
+            return set()
+        readers = {
+            name: layer.activation.decision for name, layer in strategy.layers.items() if layer.activation
+        }
+        points = (c.decision for point in strategy.points.values() for c in point.operands.values())
+        count = Counter([*readers.values(), *points])
+        return {name for name, decision in readers.items() if count[decision] > 1}
 
     def _identity(self) -> str:
         """Of everything that the reconstruction depends on."""

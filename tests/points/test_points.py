@@ -182,6 +182,24 @@ def test_they_have_one_grid_each(algorithms: Any) -> None:
 
 
 @torch.no_grad()
+def test_looking_for_points_shows_nothing_twice() -> None:
+    """Rounding is fitted to moments of the inputs: the batch that was looked at counts once."""
+    torch.manual_seed(0)
+    model, batches = Network(Residual()).eval(), [batch(), 3 * batch()]
+    plain = uniform(4, 8, ["adaround"], ["minmax"])
+    without, points = (
+        [
+            layer.weight.stack.choose(0)
+            for layer in calibrated(model, *batches, space=each).layers.values()
+            if layer.weight is not None
+        ]
+        for each in (plain, replace(plain, points=ONNXRUNTIME_CPU.points))
+    )
+    assert len(points) == len(without) > 1
+    for ours, theirs in zip(points, without, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_the_simulation_is_what_it_says() -> None:
     """By hand: every tensor that the strategy names, and no other, on its grid."""
     torch.manual_seed(1)
@@ -294,7 +312,7 @@ def test_without_points_an_export_says_so(tmp_path: Path) -> None:
     bundle = bundle_of(prepared, supernet, supernet.argmax(), inputs)
     report = dqss.export_model(model, bundle, tmp_path / "model.onnx", inputs, target=ONNXRUNTIME_CPU)
     assert report.kernels.floating
-    assert any("searched without target=onnxruntime-cpu" in note for note in report.notes)
+    assert any("a search with target=onnxruntime-cpu" in note for note in report.notes)
     assert not dqss.export_model(model, bundle, tmp_path / "generic.onnx", inputs).notes
 
 
