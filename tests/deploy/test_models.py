@@ -82,7 +82,9 @@ def test_parts_agree_at_every_width(
 def test_with_points_everything_runs_in_integers(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, inputs = timm.create_model(name, num_classes=10).eval(), torch.randn(4, 3, 64, 64)
-    bundle = bundle_for(model, inputs, ONNXRUNTIME_CPU.adapt(uniform(8, 8, ["minmax"], ["minmax"])))
+    bundle = bundle_for(
+        model, inputs, ONNXRUNTIME_CPU.adapt(uniform(8, 8, ["minmax"], ["minmax"], products=True))
+    )
     report = dqss.export_model(model, bundle, tmp_path / "model.onnx", inputs, target=ONNXRUNTIME_CPU)
     check(report)
     assert not report.kernels.floating and not report.notes
