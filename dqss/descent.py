@@ -21,9 +21,9 @@ from dqss.trials import gains, mean
 WATCHED = 256
 """Inputs that estimates are made of."""
 CONFIDENCE = 1.5
-"""Standard errors that a step must gain: of a dozen that do nothing, the luckiest gains as much. (Half an
-error made things worse on other images as often as better, ``experiments/budgets``.) Each is measured on
-the whole part at once: of some thirty inputs a few decide the mean."""
+"""Standard errors that a step must gain: a dozen are tried, of which the luckiest gains as much by chance;
+with half an error steps followed the images that they are measured on (``experiments/budgets``). Each is
+measured on the whole part at once: of some thirty inputs a few decide the mean."""
 HOPELESS = 1e6
 """What is added to the effects of a step after which the distance is no number."""
 FEWEST = 2

@@ -123,7 +123,7 @@ class SearchSpace:
             ``conv1.activation``, ``attn.product0.query``) share one decision.
         found_ties: kinds of groups that are found in the network and share one as well.
         points: where tensors are quantized beside the inputs of layers and products; nowhere by default.
-            All readers of one tensor share one decision then.
+            All readers of one tensor but products share one decision then.
     """
 
     name: str
@@ -173,9 +173,12 @@ class SearchSpace:
             return None
         found = tuple(c for c in rule.activation if isinstance(c.spec.granularity, PerTensor))
         if not found:
+            way = f"{kind} in float with skip_types=[{type_name}]"
+            if type_name not in info.types:  # the output of a layer
+                way = f"the layer in float with skip=[{info.name}]"
             raise SearchSpaceError(
-                f"search space {self.name!r}: no per-tensor candidate for the operands of {info.name!r}: "
-                f"give it one, or leave {kind} in float with skip_types=[{type_name}]"
+                f"search space {self.name!r}: no per-tensor candidate for what is quantized of "
+                f"{info.name!r}: give it one, or leave {way}"
             )
         return found
 

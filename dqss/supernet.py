@@ -300,7 +300,7 @@ class Supernet(nn.Module):
             search = ProductSearch(self.model, self.space, name_observer)
             points = PointSearch(self.model, self.space, self.layers, name_observer)
             for index, batch in enumerate(batches):
-                if index == 0:
+                if index == 0 and self.space.points:
                     with self.mode(Mode.FLOAT):  # on a copy: networks may write to their inputs
                         points.find(tree_map_only(Tensor, torch.clone, batch))
                 with watching(fitting), search.watching(index), points.watching():

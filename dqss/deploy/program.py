@@ -258,6 +258,8 @@ class _Comparison:
         marks = {n: m for n, m in self.marked.network.named_modules() if isinstance(m, ActivationMark)}
         grids = {mark.name: mark.quantizer.grid() for mark in marks.values()}
         ends = _ends(module.graph, {path: mark.name for path, mark in marks.items()})
+        if marks and not ends:
+            raise ExportError("this release of torch does not say where in a program its modules are")
         totals: dict[Part, Total] = {}
         with self.options.reporter.stage("parts", self.few) as stage:
             for batch in self._batches(self.few, PART_BATCH, stage):

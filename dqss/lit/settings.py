@@ -57,7 +57,7 @@ class PTQSettings:
         screen_images: on which all uniform strategies are measured, the better ones on more; None:
             see :meth:`at`.
         finalists: uniform strategies that are measured on all of the part that is searched on; the
-            best of them meets the searched one on the selection part.
+            best of them meets the searched one, there and on the selection part.
         oracle: measure every uniform strategy on the validation data, not only the finalists.
         budget: what the exported network may cost; None: whatever it takes.
         equalize: first equalize the weights of layers that follow one another (arXiv 1906.04721); the

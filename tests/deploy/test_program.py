@@ -147,3 +147,15 @@ def test_what_cannot_be_traced_is_said(tmp_path: Path) -> None:
     model, inputs = Branches().eval(), images(4)
     with pytest.raises(ExportError, match=r"torch cannot trace .*the simulation runs without a trace"):
         dqss.export_program(model, bundle_for(model, inputs, space), tmp_path / "m.pt2", inputs)
+
+
+def test_a_program_that_cannot_be_compared_part_by_part_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another release of torch names modules in another way."""
+    model, inputs = cnn(), images(8)
+    bundle = bundle_for(model, inputs, MIXED)
+    monkeypatch.setattr(programs, "_ends", lambda graph, names: {})
+    with pytest.raises(ExportError, match="release of torch"):
+        dqss.export_program(model, bundle, tmp_path / "m.pt2", inputs)
+    assert not (tmp_path / "m.pt2").exists()

@@ -395,6 +395,8 @@ def test_rules_speak_about_points() -> None:
     channels = replace(small_space(8, activation_granularity="channel"), points=Points(("Conv2d",)))
     with pytest.raises(SearchSpaceError, match=r"per-tensor .*skip_types=\[Point\]"):
         calibrated(Network(Residual()), batch(), space=channels)
+    with pytest.raises(SearchSpaceError, match=r"per-tensor .*'smooth'.* skip=\[smooth\]"):
+        calibrated(Bare(), batch(), space=channels)
 
 
 def test_layers_in_float_need_none() -> None:
