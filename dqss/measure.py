@@ -177,7 +177,13 @@ class Evaluator:
         groups = batches(indices, min(group, self.batch_size))
         with self.supernet.pinned(assignment):
             found = second_order(
-                self._run, self.reference, self.distance, self.supernet.decisions, assignment, groups
+                self._run,
+                self.reference,
+                self.distance,
+                self.supernet.decisions,
+                assignment,
+                groups,
+                self.supernet.distortion(assignment),
             )
         self.meter.evaluations += PASSES * len(indices)
         return found

@@ -15,7 +15,7 @@ mean zero whose ``E[zz']`` is H (see :meth:`dqss.losses.Distance.curvature_root`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 from dqss.calibration import random_signs
 from dqss.decision import Decision
 from dqss.losses import Distance
+from dqss.shrinkage import shrink
 
 GROUP = 4
 """Inputs that share a backward pass: their vectors are independent, so that the mean of the squared
@@ -39,20 +40,30 @@ class Estimates:
     Attributes:
         effects: ``[K]``, of each option in place of the one around which they were made; zero for that.
         noise: ``[K, K]``, the part ``d'Fd / 2`` of a switch from option j to option k, on its own.
+        errors: ``[K]``, standard errors of the noise of switches from the one in place.
+        distortion: ``[K]``, summed squared differences of the option to the one in place, of the
+            weights that a decision is about; absent for others.
     """
 
     effects: dict[str, Tensor]
     noise: dict[str, Tensor]
+    errors: dict[str, Tensor] = field(default_factory=dict)
+    distortion: dict[str, Tensor] = field(default_factory=dict)
 
     def alone(self) -> dict[str, Tensor]:
         """The effects without slopes, ``[K]`` by decision: for switching nearly all decisions at once.
 
         A slope is the product of an option's error with those of all options in place. Where these are
         switched too it is another one, and an option that was taken for its slope has it no more: the
-        more decisions, the more of what the best sum promises is chance.
+        more decisions, the more of what the best sum promises is chance. For the same reason costs of
+        weights are drawn towards their squared errors (:mod:`dqss.shrinkage`).
         """
         in_place = {name: int(effect.abs().argmin()) for name, effect in self.effects.items()}
-        return {name: noise[in_place[name]] for name, noise in self.noise.items()}
+        found = {name: noise[in_place[name]] for name, noise in self.noise.items()}
+        shrunk = {
+            name: shrink(found[name], self.errors[name], each) for name, each in self.distortion.items()
+        }
+        return found | shrunk
 
 
 def second_order(
@@ -62,6 +73,7 @@ def second_order(
     decisions: Mapping[str, Decision],
     assignment: Mapping[str, int],
     groups: Iterable[Sequence[int]],
+    distortion: Mapping[str, Tensor] | None = None,
 ) -> Estimates:
     """The estimated effect of switching each decision to each option, while the others stay as they are.
 
@@ -72,21 +84,30 @@ def second_order(
         decisions: by name.
         assignment: around which.
         groups: indices of inputs, so many at a time.
+        distortion: see :class:`Estimates`; None: nothing is drawn towards it.
     """
     slopes = {name: torch.zeros(len(d.options), dtype=torch.float64) for name, d in decisions.items()}
     bends = {name: torch.zeros(len(s), len(s), dtype=torch.float64) for name, s in slopes.items()}
-    generator, count = torch.Generator().manual_seed(0), 0
+    fourth = {name: torch.zeros_like(slope) for name, slope in slopes.items()}
+    generator, count, passes = torch.Generator().manual_seed(0), 0, 0
     _take(decisions)  # what the last step of a search left there
     for group in groups:
         output = distance.read(run(group)).float()
         slope, bend = _gradients(output, reference(group), distance, decisions, generator)
         for name, at in assignment.items():
             slopes[name] += slope[name] - slope[name][at]
-            bends[name] += (bend[name][:, None] - bend[name]).square()
-        count += len(group)
+            square = (bend[name][:, None] - bend[name]).square()
+            bends[name] += square
+            fourth[name] += square[at].square()
+        count, passes = count + len(group), passes + 1
     noise = {name: bend / 2 / max(count, 1) for name, bend in bends.items()}
     effects = {name: slope / max(count, 1) + noise[name][assignment[name]] for name, slope in slopes.items()}
-    return Estimates(effects, noise)
+    errors = {}
+    for name, at in assignment.items():
+        # Of a sum of independent squares: their number times their variance.
+        variance = (fourth[name] - bends[name][at].square() / max(passes, 1)).clamp(min=0)
+        errors[name] = variance.sqrt() / 2 / max(count, 1)
+    return Estimates(effects, noise, errors, dict(distortion or {}))
 
 
 def _gradients(

@@ -9,6 +9,7 @@ from torch.func import hessian
 
 from dqss.losses import Distance, KLDivergence, MeanAbsoluteError, MeanSquaredError
 from dqss.measure import Evaluator
+from dqss.shrinkage import shrink
 from dqss.supernet import Supernet
 from dqss.uniform import widest
 from tests.support.nets import calibrated, cnn, evaluator_of, images, small_space
@@ -45,8 +46,8 @@ def test_it_is_exact_for_a_linear_network_with_one_output(start: int) -> None:
         torch.testing.assert_close(found[name], wanted, rtol=1e-4, atol=1e-7, check_dtype=False)
 
 
-def test_alone_it_is_the_squared_distance_between_the_two_networks() -> None:
-    """Whatever the float network's output is: no slope is left in it."""
+def test_without_slopes_it_is_the_squared_distance_between_the_two_networks() -> None:
+    """Whatever the float network's output is; and its standard error is that of a mean of squares."""
     torch.manual_seed(0)
     inputs = images(20, 6)
     of = evaluator(nn.Sequential(nn.Linear(6, 1)), inputs, MeanSquaredError())
@@ -57,9 +58,33 @@ def test_alone_it_is_the_squared_distance_between_the_two_networks() -> None:
             found: torch.Tensor = of.supernet(inputs)
         return found
 
-    for name, row in of.second_order(assignment, "refine").alone().items():
-        each = [(output({name: k}) - output({})).square().mean() for k in range(len(row))]
-        torch.testing.assert_close(row, torch.stack(each), rtol=1e-4, atol=1e-7, check_dtype=False)
+    found = of.second_order(assignment, "refine")
+    for name, noise in found.noise.items():
+        squares = [(output({name: k}) - output({})).square().flatten() for k in range(len(noise))]
+        wanted = torch.stack([each.mean() for each in squares])
+        errors = torch.stack([each.std(correction=0) / len(each) ** 0.5 for each in squares])
+        torch.testing.assert_close(noise[1], wanted, rtol=1e-4, atol=1e-7, check_dtype=False)
+        torch.testing.assert_close(found.errors[name], errors, rtol=1e-3, atol=1e-6, check_dtype=False)
+
+
+def test_alone_the_costs_of_weights_are_drawn_towards_their_squared_errors() -> None:
+    of = evaluator(cnn(), images(16), KLDivergence())
+    start = widest(of.supernet)
+    found = of.second_order(start, "refine", group=1)
+    weights = {
+        layer.weight.decision.name for layer in of.supernet.layers.values() if layer.weight is not None
+    }
+    assert set(found.distortion) == weights
+    for name, cost in found.alone().items():
+        own = found.noise[name][start[name]]
+        wanted = shrink(own, found.errors[name], found.distortion[name]) if name in weights else own
+        assert torch.equal(cost, wanted)
+    for layer in of.supernet.layers.values():
+        assert layer.weight is not None
+        name = layer.weight.decision.name
+        values = [layer.weight[k](layer.module.weight) for k in range(len(layer.weight.candidates))]
+        squares = [float((each - values[start[name]]).square().sum()) for each in values]
+        assert found.distortion[name].tolist() == pytest.approx(squares, rel=1e-5)
 
 
 def test_inputs_that_share_a_pass_give_the_same_in_the_mean() -> None:
