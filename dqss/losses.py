@@ -59,34 +59,55 @@ class Distance(ABC):
         """
         return 0.0
 
+    def softer(self) -> Distance | None:
+        """A distance of the same kind to which more of the samples contribute; None where there is none."""
+        return None
+
     def __call__(self, output: Any, reference: Tensor, targets: Tensor | None = None) -> Tensor:
         """The mean over samples; ``targets`` are not looked at."""
         return self.per_sample(self.read(output).float(), reference.float()).mean()
 
 
+SOFT = 2.0
+"""The temperature of the softer divergence."""
+
+
 class KLDivergence(Distance):
-    """KL(softmax(reference) || softmax(output)) over the last axis, in nats, temperature 1.
+    """KL(softmax(reference) || softmax(output)) over the last axis, in nats.
 
     Axes between the first and the last (positions of a language model) are averaged.
+
+    Args:
+        read: picks the logits out of a model's output.
+        temperature: that all logits are divided by first (arXiv 1503.02531). Above 1 inputs count of which
+            the network is sure: at 1 a few, of which it is not, make up nearly all.
     """
 
     name = "kl"
 
+    def __init__(self, read: Reader = first_tensor, temperature: float = 1.0) -> None:
+        super().__init__(read)
+        self.temperature = temperature
+
     def per_sample(self, output: Tensor, reference: Tensor) -> Tensor:
         """See :meth:`Distance.per_sample`; outputs are logits ``[N, ..., classes]``."""
-        wanted = torch.log_softmax(reference, dim=-1)
-        kl = (wanted.exp() * (wanted - torch.log_softmax(output, dim=-1))).sum(-1)
+        wanted = torch.log_softmax(reference / self.temperature, dim=-1)
+        kl = (wanted.exp() * (wanted - torch.log_softmax(output / self.temperature, dim=-1))).sum(-1)
         return kl.flatten(1).mean(1) if kl.ndim > 1 else kl
 
     def curvature_root(self, reference: Tensor, signs: Tensor) -> Tensor:
         """See :meth:`Distance.curvature_root`; the Hessian is ``diag(p) - p p'``, the Fisher matrix."""
-        p = torch.softmax(reference, dim=-1)
+        p = torch.softmax(reference / self.temperature, dim=-1)
         drawn = p.sqrt() * signs
         return drawn - p * drawn.sum(dim=-1, keepdim=True)
 
     def curvature_scale(self, output: Tensor) -> float:
         """See :meth:`Distance.curvature_scale`: positions are averaged."""
-        return 1.0 / max(output[0, ..., 0].numel(), 1)
+        return self.temperature**-2 / max(output[0, ..., 0].numel(), 1)
+
+    def softer(self) -> KLDivergence:
+        """See :meth:`Distance.softer`: at twice the temperature."""
+        return KLDivergence(self.read, SOFT * self.temperature)
 
 
 class MeanSquaredError(Distance):

@@ -17,7 +17,7 @@ from dqss.io import Journal
 from dqss.losses import Distance
 from dqss.precision import full_precision
 from dqss.samples import Samples
-from dqss.sensitivity import GROUP, PASSES, Estimates, second_order
+from dqss.sensitivity import GROUP, PASSES, SOFTER_PASSES, Estimates, second_order
 from dqss.supernet import Assignment, Supernet
 
 FORWARD_FACTOR = 4
@@ -166,15 +166,22 @@ class Evaluator:
         return {name: effect - effect[assignment[name]] for name, effect in effects.items()}
 
     def second_order(
-        self, assignment: Assignment, part: str, count: int | None = None, group: int = GROUP
+        self,
+        assignment: Assignment,
+        part: str,
+        count: int | None = None,
+        group: int = GROUP,
+        softer: bool = False,
     ) -> Estimates:
         """Effect of switching each decision to each option, to second order.
 
         What an option adds of its own is in it, see :mod:`dqss.sensitivity`: where options differ in
-        bits that is nearly all there is. On (the first ``count`` images of) a part, ``group`` images a pass.
+        bits that is nearly all there is. On (the first ``count`` images of) a part, ``group`` images a pass;
+        also by a softer distance, if there is one and it is asked for.
         """
         indices = self.parts[part][:count]
         groups = batches(indices, min(group, self.batch_size))
+        soft = self.distance.softer() if softer else None
         with self.supernet.pinned(assignment):
             found = second_order(
                 self._run,
@@ -184,8 +191,9 @@ class Evaluator:
                 assignment,
                 groups,
                 self.supernet.distortion(assignment),
+                soft,
             )
-        self.meter.evaluations += PASSES * len(indices)
+        self.meter.evaluations += (PASSES + (SOFTER_PASSES if soft else 0)) * len(indices)
         return found
 
     def _run(self, indices: Sequence[int]) -> Any:

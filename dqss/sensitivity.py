@@ -15,7 +15,7 @@ mean zero whose ``E[zz']`` is H (see :meth:`dqss.losses.Distance.curvature_root`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ GROUP = 4
 sums is that of the squares. More inputs at a time are faster, and a noisier mean."""
 PASSES = 5
 """Evaluations an input: forward 1, and two ways back of 2 each."""
+SOFTER_PASSES = 2
+"""As many again for a softer distance."""
 
 
 @dataclass(frozen=True)
@@ -40,30 +42,13 @@ class Estimates:
     Attributes:
         effects: ``[K]``, of each option in place of the one around which they were made; zero for that.
         noise: ``[K, K]``, the part ``d'Fd / 2`` of a switch from option j to option k, on its own.
-        errors: ``[K]``, standard errors of the noise of switches from the one in place.
-        distortion: ``[K]``, summed squared differences of the option to the one in place, of the
-            weights that a decision is about; absent for others.
+        alone: ``[K]``, the effects without slopes, for switching nearly all decisions at once: by the
+            distance and, where they were asked for, by a softer one, in units of that.
     """
 
     effects: dict[str, Tensor]
     noise: dict[str, Tensor]
-    errors: dict[str, Tensor] = field(default_factory=dict)
-    distortion: dict[str, Tensor] = field(default_factory=dict)
-
-    def alone(self) -> dict[str, Tensor]:
-        """The effects without slopes, ``[K]`` by decision: for switching nearly all decisions at once.
-
-        A slope is the product of an option's error with those of all options in place. Where these are
-        switched too it is another one, and an option that was taken for its slope has it no more: the
-        more decisions, the more of what the best sum promises is chance. For the same reason costs of
-        weights are drawn towards their squared errors (:mod:`dqss.shrinkage`).
-        """
-        in_place = {name: int(effect.abs().argmin()) for name, effect in self.effects.items()}
-        found = {name: noise[in_place[name]] for name, noise in self.noise.items()}
-        shrunk = {
-            name: shrink(found[name], self.errors[name], each) for name, each in self.distortion.items()
-        }
-        return found | shrunk
+    alone: tuple[dict[str, Tensor], ...] = ()
 
 
 def second_order(
@@ -74,8 +59,15 @@ def second_order(
     assignment: Mapping[str, int],
     groups: Iterable[Sequence[int]],
     distortion: Mapping[str, Tensor] | None = None,
+    softer: Distance | None = None,
 ) -> Estimates:
     """The estimated effect of switching each decision to each option, while the others stay as they are.
+
+    A slope is the product of an option's error with those of all options in place. Where these are
+    switched too it is another one, and an option that was taken for its slope has it no more: the
+    more decisions, the more of what the best sum promises is chance. That is why there are effects without
+    slopes too. For the same reason those of weights are drawn towards their squared errors
+    (:mod:`dqss.shrinkage`).
 
     Args:
         run: the network with ``assignment`` pinned, so that gradients reach the logits.
@@ -84,46 +76,65 @@ def second_order(
         decisions: by name.
         assignment: around which.
         groups: indices of inputs, so many at a time.
-        distortion: see :class:`Estimates`; None: nothing is drawn towards it.
+        distortion: ``[K]``, summed squared differences to the option in place, of decisions about weights.
+        softer: another distance for effects without slopes.
     """
     slopes = {name: torch.zeros(len(d.options), dtype=torch.float64) for name, d in decisions.items()}
     bends = {name: torch.zeros(len(s), len(s), dtype=torch.float64) for name, s in slopes.items()}
-    fourth = {name: torch.zeros_like(slope) for name, slope in slopes.items()}
-    generator, count, passes = torch.Generator().manual_seed(0), 0, 0
+    bent = [(each, Squares(assignment)) for each in (distance, softer) if each is not None]
+    generator, count = torch.Generator().manual_seed(0), 0
     _take(decisions)  # what the last step of a search left there
     for group in groups:
         output = distance.read(run(group)).float()
-        slope, bend = _gradients(output, reference(group), distance, decisions, generator)
-        for name, at in assignment.items():
-            slopes[name] += slope[name] - slope[name][at]
-            square = (bend[name][:, None] - bend[name]).square()
-            bends[name] += square
-            fourth[name] += square[at].square()
-        count, passes = count + len(group), passes + 1
+        distance.per_sample(output, reference(group)).sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        for name, slope in _take(decisions).items():
+            slopes[name] += slope - slope[assignment[name]]
+        for each, squares in bent:
+            signs = random_signs(output, generator)
+            along = each.curvature_root(output.detach(), signs) * each.curvature_scale(output) ** 0.5
+            output.backward(along, retain_graph=each is not bent[-1][0])  # type: ignore[no-untyped-call]
+            bend = _take(decisions)
+            squares.add(bend)
+            for name, row in bend.items() if each is distance else ():
+                bends[name] += (row[:, None] - row).square()
+        count += len(group)
     noise = {name: bend / 2 / max(count, 1) for name, bend in bends.items()}
     effects = {name: slope / max(count, 1) + noise[name][assignment[name]] for name, slope in slopes.items()}
-    errors = {}
-    for name, at in assignment.items():
-        # Of a sum of independent squares: their number times their variance.
-        variance = (fourth[name] - bends[name][at].square() / max(passes, 1)).clamp(min=0)
-        errors[name] = variance.sqrt() / 2 / max(count, 1)
-    return Estimates(effects, noise, errors, dict(distortion or {}))
+    return Estimates(effects, noise, tuple(squares.costs(count, distortion or {}) for _, squares in bent))
 
 
-def _gradients(
-    output: Tensor,
-    reference: Tensor,
-    distance: Distance,
-    decisions: Mapping[str, Decision],
-    generator: torch.Generator,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Of the summed distance, and of the output along a random vector, by decision."""
-    distances = distance.per_sample(output, reference)
-    distances.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
-    slope, signs = _take(decisions), random_signs(output, generator)
-    along = distance.curvature_root(output.detach(), signs) * distance.curvature_scale(output) ** 0.5
-    output.backward(along)  # type: ignore[no-untyped-call]
-    return slope, _take(decisions)
+class Squares:
+    """Sums of ``(s_k - s_a)^2`` over passes, and of their squares, by decision.
+
+    Args:
+        assignment: the options a.
+    """
+
+    def __init__(self, assignment: Mapping[str, int]) -> None:
+        self.assignment, self.passes = assignment, 0
+        self.sums: dict[str, Tensor] = {}
+        self.squares: dict[str, Tensor] = {}
+
+    def add(self, bend: Mapping[str, Tensor]) -> None:
+        """One pass: ``s``, ``[K]`` by decision."""
+        for name, at in self.assignment.items():
+            square = (bend[name] - bend[name][at]).square()
+            self.sums[name] = self.sums.get(name, 0) + square
+            self.squares[name] = self.squares.get(name, 0) + square.square()
+        self.passes += 1
+
+    def error(self, name: str, count: int) -> Tensor:
+        """``[K]``, the standard error of half the mean over ``count`` inputs."""
+        # Of a sum of independent squares the variance is their number times theirs.
+        variance = self.squares[name] - self.sums[name].square() / self.passes
+        return variance.clamp(min=0).sqrt() / 2 / count
+
+    def costs(self, count: int, distortion: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``[K]``, half the mean over ``count`` inputs, drawn towards ``distortion`` where it is known."""
+        found = {name: total / 2 / count for name, total in self.sums.items()}
+        for name, each in distortion.items():
+            found[name] = shrink(found[name], self.error(name, count), each)
+        return found
 
 
 def _take(decisions: Mapping[str, Decision]) -> dict[str, Tensor]:

@@ -102,12 +102,12 @@ class Steering:
     def begin(self) -> list[dict[str, int]]:
         """The best assignments that keep all limits as far as the estimates know, where there are any.
 
-        With slopes and without: with some forty decisions the one was better, with a hundred the other
-        (``experiments/budgets``).
+        With slopes and without, by the distance and by a softer one: which of them is best differs from
+        network to network and from sample to sample (``experiments/budgets``).
         """
         if self.estimates is None:
             return []
-        return [self.limits.solve(effects) for effects in (self.estimates.effects, self.estimates.alone())]
+        return [self.limits.solve(found) for found in (self.estimates.effects, *self.estimates.alone)]
 
     def record(self, assignment: Mapping[str, int]) -> dict[str, Any]:
         """What a strategy says about its budget: the limits, what it costs, and how it was chosen."""

@@ -3,8 +3,8 @@
     python -m experiments.budgets.begin resnet56 --data FOLDER --target w6a8 --seed 0
 
 KL on the images that are searched on and on the 1,000 that choose defaults, of the strategies that the
-integer program finds by estimates with and without slopes, four inputs a backward pass or one; and after
-measured steps that must gain so many standard errors (``--confidence``). See README.md here.
+integer program finds by estimates with and without slopes, drawn towards squared errors or as they come; and
+after measured steps that must gain so many standard errors (``--confidence``). See README.md here.
 """
 
 from __future__ import annotations
@@ -54,10 +54,11 @@ def main() -> None:
     tell("best uniform", begun.best_uniform())
     tell("hessian", limits.solve(baselines.hessian(evaluator)))
     wide, start = widest(evaluator.supernet), {}
-    for group in (4, 1):
-        found = evaluator.second_order(wide, "search", dqss.descent.WATCHED, group)
-        start[f"estimates, {group} inputs a pass"] = limits.solve(found.effects)
-        start[f"without slopes, {group} inputs a pass"] = limits.solve(found.alone())
+    found = evaluator.second_order(wide, "search", dqss.descent.WATCHED, group=1, softer=True)
+    start["estimates"] = limits.solve(found.effects)
+    start["without slopes, as they come"] = limits.solve({n: found.noise[n][k] for n, k in wide.items()})
+    for name, alone in zip(("without slopes, drawn together", "the same, softer"), found.alone, strict=False):
+        start[name] = limits.solve(alone)
     for name, assignment in start.items():
         tell(name, assignment)
     best = min(start, key=lambda name: evaluator.measure(start[name], "refine"))

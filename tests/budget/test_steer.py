@@ -115,23 +115,24 @@ def test_a_frozen_decision_stays_where_it_is() -> None:
 def test_estimates_are_begun_from_and_choose_before_anything_is_measured() -> None:
     decisions, limits, effects = problem()
     known = {d.name: v for d, v in zip(decisions, effects, strict=True)}
-    estimates = Estimates(known, {name: torch.zeros(5, 5).double() for name in known})
+    alone = ({name: -row for name, row in known.items()}, {name: torch.zeros(5) for name in known})
+    estimates = Estimates(known, {name: torch.zeros(5, 5).double() for name in known}, alone)
     steering = Steering(decisions, limits, estimates)
     begin_informed(steering, 0.3)
     p = steering._probabilities()
     assert limits.excess(p)[0].item() == pytest.approx(0, abs=0.02)
     entropy = sum(float(torch.special.entr(row.detach()).sum()) for row in p.values()) / len(p)
     assert entropy == pytest.approx(0.3 * torch.tensor(5.0).log().item(), rel=0.02)
-    begun, alone = steering.begin()
-    assert limits.hold(begun) and begun == limits.solve(known)
-    assert limits.hold(alone) and alone == limits.solve({name: torch.zeros(5) for name in known})
+    assert steering.begin() == [limits.solve(known), *map(limits.solve, alone)]
+    assert all(limits.hold(begun) for begun in steering.begin())
     assert Steering(decisions, limits).begin() == []
 
 
 def test_the_state_comes_back() -> None:
     decisions, limits, effects = problem()
     known = {d.name: v for d, v in zip(decisions, effects, strict=True)}
-    estimates = Estimates(known, {name: torch.zeros(5, 5).double() for name in known})
+    alone = ({name: -row for name, row in known.items()}, {name: torch.zeros(5) for name in known})
+    estimates = Estimates(known, {name: torch.zeros(5, 5).double() for name in known}, alone)
     steering, other = Steering(decisions, limits, estimates), Steering(decisions, limits)
     settle(steering, effects, 1e-3, steps=3)
     other.load_state_dict(steering.state_dict())
