@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from dqss.budget.limits import Limits
 from dqss.budget.switches import Switch, within
 from dqss.checks import check_least
-from dqss.descent import descend
+from dqss.descent import CONFIDENCE, descend
 from dqss.measure import Evaluator
 from dqss.supernet import Assignment
-from dqss.trials import better, finite, mean
+from dqss.trials import better, finite, gains, mean
 from dqss.uniform import FIRST_RUNG, Screening, screen
 
 PASSES = 10.0
@@ -84,13 +84,15 @@ def discretize(
     out_of_time: Callable[[], bool] = lambda: False,
     limits: Limits | None = None,
     screened: Screening | None = None,
+    begun: Sequence[Assignment] = (),
 ) -> Discretized:
     """Choose, refine, and compare, also on the selection part, which nothing has touched before.
 
     Of the assignments that the search has ``found`` the one is taken that is best on the part that
-    is searched on, or the last one if there is no time to measure. In the mean of that part and the
-    selection part, each counting half, the exported assignment is never worse than the best uniform one:
-    a handful of some hundred inputs decide their mean, and by itself the selection part is often wrong
+    is searched on, or the last one if there is no time to measure. It has to be better by more than chance
+    than those that the search has ``begun`` from, the surest of which come first. In the mean of that part
+    and the selection part, each counting half, the exported assignment is never worse than the best uniform
+    one: a handful of some hundred inputs decide their mean, and by itself the selection part is often wrong
     about two that are close (``experiments/budgets``). The best uniform one is chosen on the part that is
     searched on, like the searched one: of several measured on the selection part the luckiest would win,
     and its luck would be counted for it. Where it is no worse than the argmax, refinement begins from it.
@@ -102,6 +104,8 @@ def discretize(
     names = screened.names if screened is not None else []
     best_uniform = names[0] if names else None
     argmax = _best(evaluator, found, out_of_time)
+    if begun and not out_of_time():
+        argmax = _surest(evaluator, [*begun, argmax])
     begin = argmax
     if limits is not None or settings.limit(1) > 0 or settings.rescue_passes:
         begin = _best(evaluator, [*(uniform[name] for name in names[:1]), argmax], out_of_time)
@@ -132,6 +136,19 @@ def _best(
         return dict(found[-1])
     scores = [finite(evaluator.measure(one, "refine")) for one in different]
     return dict(different[scores.index(min(scores))])
+
+
+def _surest(evaluator: Evaluator, found: Sequence[Assignment]) -> dict[str, int]:
+    """The first, unless a later one gains as much as a step of the program has to.
+
+    All of them were made for the inputs that they are measured on, some by more of what is chance in these.
+    """
+    chosen, best = found[0], evaluator.measure_each(found[0], "refine")
+    for one in found[1:]:
+        each = best if one == chosen else evaluator.measure_each(one, "refine")
+        if gains(best, each, CONFIDENCE):
+            chosen, best = one, each
+    return dict(chosen)
 
 
 def refine(

@@ -178,6 +178,18 @@ def test_the_best_of_what_the_search_has_found_is_taken() -> None:
     assert late.assignments["argmax"] == found[-1]
 
 
+@pytest.mark.parametrize(("blur", "taken"), [(0.0, "found"), (100.0, "begun")])
+def test_what_a_search_has_begun_from_gives_way_to_more_than_chance_only(blur: float, taken: str) -> None:
+    landscape: Any = Landscape(5)
+    landscape.blur = blur * torch.randn(100, generator=torch.Generator().manual_seed(0))
+    landscape.blur -= landscape.blur.mean()
+    other = {name: int(landscape.cost[k].argmin()) for k, name in enumerate(landscape.names)}
+    assert landscape.value(other) < landscape.value(landscape.start[0])
+    begun = landscape.start
+    outcome = discretize(landscape, [other], {}, RefineSettings(passes=0), finalists=1, begun=begun)
+    assert outcome.assignments["argmax"] == {"found": other, "begun": begun[0]}[taken]
+
+
 @pytest.mark.parametrize(("gap", "exported"), [(0.4, "refined"), (0.6, "u")])
 def test_each_part_counts_half(gap: float, exported: str) -> None:
     """By a half better where it was searched; the selection, half as large, says otherwise."""

@@ -102,12 +102,12 @@ class Steering:
     def begin(self) -> list[dict[str, int]]:
         """The best assignments that keep all limits as far as the estimates know, where there are any.
 
-        With slopes and without, by the distance and by a softer one: which of them is best differs from
-        network to network and from sample to sample (``experiments/budgets``).
+        The less of them is chance in the inputs at hand the earlier they come: first those without slopes
+        and by a softer distance, last those with slopes (``experiments/budgets``).
         """
         if self.estimates is None:
             return []
-        return [self.limits.solve(found) for found in (self.estimates.effects, *self.estimates.alone)]
+        return [self.limits.solve(found) for found in (*self.estimates.alone[::-1], self.estimates.effects)]
 
     def record(self, assignment: Mapping[str, int]) -> dict[str, Any]:
         """What a strategy says about its budget: the limits, what it costs, and how it was chosen."""

@@ -151,8 +151,10 @@ def search_ptq(
             )
             evaluator.supernet.to(device)
         with clock.time("discretize"):
-            found = module.found if module.steering is None else [*module.steering.begin(), *module.found]
-            outcome = _discretize(evaluator, found, uniform, settings, deadline, reporter, limits, screened)
+            begun = [] if module.steering is None else module.steering.begin()
+            outcome = _discretize(
+                evaluator, module.found, uniform, settings, deadline, reporter, limits, screened, begun
+            )
     cost = {"steps": len(module.history), "evaluations": evaluator.meter.evaluations}
     exported = outcome.assignments[outcome.exported]
     bundle = make_bundle(
@@ -225,6 +227,7 @@ def _discretize(
     reporter: Reporter,
     limits: Limits | None,
     screened: Screening | None,
+    begun: Sequence[Assignment],
 ) -> Discretized:
     images = len(evaluator.parts["refine"])
     programs = 0 if limits is None else settings.refine.program_passes * images
@@ -244,6 +247,7 @@ def _discretize(
             lambda: deadline.passed(REFINE_SHARE),
             limits,
             screened,
+            begun,
         )
 
 

@@ -44,6 +44,8 @@ from experiments.imagenet_mobile.run import Network
 
 HERE = Path(__file__).parent
 BITS = {"W4A4": (4, 4), "W4A8": (4, 8), "W3A8": (3, 8)}
+WIDE = 8
+"""Bits of weights that lose next to nothing."""
 MOBILE_EDGES = ("conv_stem", "classifier")
 EDGES = {"resnet20": ("conv1", "linear"), "mobilenet": MOBILE_EDGES, "efficientnet": MOBILE_EDGES}
 CHECKPOINTS = {"mobilenet": "mobilenet_v2-b0353104.pth", "efficientnet": "efficientnet-lite0-57934424.pth"}
@@ -76,11 +78,15 @@ class Source(Enum):
 
 
 class Weights(Enum):
-    """The candidates of a weight in a search: eight, these and ``adaround``, or that alone."""
+    """The candidates of a weight in a search: eight, these and ``adaround``, or that alone.
+
+    Or eight of eight bits, which only activations are searched around: weights are then ``mse``.
+    """
 
     EIGHT = "eight"
     NINE = "nine"
     FITTED = "fitted"
+    WIDE = "wide"
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ STARTS = {
     "searched": Start(Source.SEARCH),
     "fitted": Start(Source.SEARCH, Weights.NINE),
     "activations": Start(Source.SEARCH, Weights.FITTED),
+    "around_wide": Start(Source.SEARCH, Weights.WIDE),
 }
 STARTS |= {f"equalized_{name}": replace(start, equalized=True) for name, start in STARTS.items()}
 ROWS: dict[str, tuple[str, RepairSettings | None]] = {name: (name, None) for name in STARTS}
@@ -113,7 +120,8 @@ ROWS |= {f"{name}+{how}": (name, settings) for name in STARTS for how, settings 
 USUAL = (
     "best_uniform", "searched", "mse+adaround", "mse+blocks", "searched+adaround", "searched+blocks+steps",
     "fitted", "fitted+adaround", "fitted+adaround+steps", "activations", "activations+adaround",
-    "activations+adaround+steps", "equalized_best_uniform", "equalized_mse+adaround", "equalized_fitted",
+    "activations+adaround+steps", "around_wide", "around_wide+adaround",
+    "equalized_best_uniform", "equalized_mse+adaround", "equalized_fitted",
     "equalized_fitted+adaround", "equalized_fitted+adaround+steps",
 )  # fmt: skip
 
@@ -152,12 +160,12 @@ class Subject:
 
 def space(bits: tuple[int, int], edges: tuple[str, ...], weights: Weights = Weights.EIGHT) -> SearchSpace:
     """Eight candidates for inputs, some for weights; first and last layer like the others, or at 8 bits."""
-    found = eight(*bits)
+    found = eight(*bits) if weights is not Weights.WIDE else eight(WIDE, bits[1])
     if edges:
         (rule,) = eight(8, 8).rules
         name = f"{found.name}, edges at 8"
         found = replace(found, name=name, rules=(replace(rule, names=edges), *found.rules))
-    if weights is Weights.EIGHT:
+    if weights in (Weights.EIGHT, Weights.WIDE):
         return found
     rules = []
     for rule in found.rules:
@@ -181,11 +189,14 @@ class Setting:
         """One of :data:`STARTS`, and the seconds that its search took (0: there was none)."""
         start, folder = STARTS[name], self.folder / name
         if not (folder / "strategy.json").exists():
-            if start.source is Source.SEARCH:
+            if start.weights is Weights.WIDE:
+                self._search(start, folder / "search")
+                self._bundle(start, load(folder / "search")).save(folder)
+            elif start.source is Source.SEARCH:
                 self._search(start, folder)
             else:
                 self._bundle(start).save(folder)
-        measured = folder / "metrics.json"
+        measured = folder / ("search" if start.weights is Weights.WIDE else "") / "metrics.json"
         seconds = json.loads(measured.read_text())["seconds"] if measured.exists() else {}
         return load(folder), float(sum(seconds.values()))
 
@@ -210,14 +221,18 @@ class Setting:
             self._built[equalized] = build(self.study.model, self.samples, *arguments)
         return self._built[equalized]
 
-    def _bundle(self, start: Start) -> Bundle:
+    def _bundle(self, start: Start, searched: Bundle | None = None) -> Bundle:
+        """A uniform strategy, but for the activations of one that was ``searched``."""
         prepared, evaluator = self._build(start.equalized)
         model = ModelInfo(source="study", name=self.study.name, weights_sha256="", tensors={}, prepare=[])
         name = space(self.bits, self.edges).name
         fields = {"dqss": "", "created": utc_now(), "search_space": name, "method": "uniform"}
         example = self.samples.batch([0])
         options = {"seed": self.seed, "budget": None}
-        assignment = uniform(evaluator, start.source)
+        if searched is None:
+            assignment = uniform(evaluator, start.source)
+        else:
+            assignment = {**uniform(evaluator, Source.MSE), **inputs_of(evaluator, searched)}
         return make_bundle(evaluator.supernet, assignment, prepared, model, example, **fields, **options)
 
     def inputs(self) -> Samples:
@@ -231,6 +246,16 @@ def uniform(evaluator: Evaluator, source: Source) -> Assignment:
     if source is Source.BEST_UNIFORM:
         return found[screen(evaluator, found, 4).names[0]]
     return next(one for key, one in found.items() if key.count(f"{source.value}@") == 2)
+
+
+def inputs_of(evaluator: Evaluator, searched: Bundle) -> Assignment:
+    """The options that a strategy with the same candidates for activations has chosen for these."""
+    decisions = evaluator.supernet.decisions
+    return {
+        choice.decision: decisions[choice.decision].options.index(choice.candidate())
+        for _, role, choice in searched.strategy.choices()
+        if role == "activation"
+    }
 
 
 def rows(setting: Setting, wanted: Sequence[str], change: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:

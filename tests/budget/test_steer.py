@@ -123,7 +123,7 @@ def test_estimates_are_begun_from_and_choose_before_anything_is_measured() -> No
     assert limits.excess(p)[0].item() == pytest.approx(0, abs=0.02)
     entropy = sum(float(torch.special.entr(row.detach()).sum()) for row in p.values()) / len(p)
     assert entropy == pytest.approx(0.3 * torch.tensor(5.0).log().item(), rel=0.02)
-    assert steering.begin() == [limits.solve(known), *map(limits.solve, alone)]
+    assert steering.begin() == [limits.solve(alone[1]), limits.solve(alone[0]), limits.solve(known)]
     assert all(limits.hold(begun) for begun in steering.begin())
     assert Steering(decisions, limits).begin() == []
 
