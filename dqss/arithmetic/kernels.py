@@ -1,0 +1,133 @@
+"""A layer computed from integers: its own function on codes, a bias in whole units, one scaling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dqss.arithmetic.numbers import Bytes
+from dqss.arithmetic.sums import exact, largest_sum
+from dqss.arithmetic.weights import coarsen, least_scale, whole, whole_units
+from dqss.mixing import Grid
+from dqss.precision import KeepsPrecision
+from dqss.spec import PerGroup
+
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+INT32 = 2**31
+
+
+class LayerKernel(KeepsPrecision):
+    """What an integer kernel makes of the input of a layer.
+
+    Args:
+        codes: integers of the weight, int8, channels first.
+        inputs: grid of the layer's input.
+        unit: what one unit of the sum stands for, fp32, one value or ``[C]``.
+        bias: in these units, fp64 whole numbers ``[C]``; None without one.
+        shift: places by which the stored codes stand higher than ``codes``.
+        output: grid of what reads the result; None for real numbers.
+    """
+
+    def __init__(
+        self,
+        codes: Tensor,
+        inputs: Bytes,
+        unit: Tensor,
+        bias: Tensor | None,
+        shift: int,
+        output: Bytes | None,
+    ) -> None:
+        super().__init__()
+        self.shift, self.largest, self.real = shift, largest_sum(codes), output is None
+        target = inputs if output is None else output
+        buffers = {
+            "codes": codes,
+            "input_scale": inputs.scale,
+            "input_zero": inputs.zero,
+            "unit": unit,
+            "bias": bias,
+            "output_scale": target.scale,
+            "output_zero": target.zero,
+        }
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    codes: Tensor
+    input_scale: Tensor
+    input_zero: Tensor
+    unit: Tensor
+    bias: Tensor | None
+    output_scale: Tensor
+    output_zero: Tensor
+
+    def computes(self, func: Any, x: Tensor) -> bool:
+        """Whether a call of a torch function is what the kernel is for."""
+        # A linear layer is a matrix product and an addition in real numbers where it has more axes.
+        return func in CONVOLUTIONS or (func is F.linear and x.ndim == 2)
+
+    def forward(self, func: Any, x: Tensor, *rest: Any) -> Tensor:
+        """The layer's output for ``x`` on its grid; ``rest`` goes to ``func`` after the bias."""
+        inputs = Bytes(self.input_scale, self.input_zero)
+        total = exact(func, inputs.read(x), self.codes, self.largest, *rest) * (1 << self.shift)
+        axis = -1 if func is F.linear else -(self.codes.ndim - 1)
+        if self.bias is not None:
+            total = total + _along(self.bias, axis)
+        # As an int32 becomes fp32: rounded once.
+        total = total.float()
+        if self.real:
+            return total * _along(self.unit, axis)
+        output = Bytes(self.output_scale, self.output_zero)
+        return output.requantize(total, _along(self.unit / self.output_scale, axis))
+
+
+def _along(values: Tensor, axis: int) -> Tensor:
+    """Broadcasts against a tensor whose channel axis is ``axis``, counted from the end."""
+    return values.reshape(-1, *[1] * (-axis - 1)) if values.numel() > 1 else values.reshape(())
+
+
+def make_kernel(
+    layer: nn.Module, weight: Grid, inputs: Grid, output: Grid | None, weight_bits: int
+) -> LayerKernel | None:
+    """The kernel of a layer, whose weight and bias become what a file stores; None where there is none.
+
+    Args:
+        layer: a convolution or linear layer whose weight holds its quantized values.
+        weight, inputs: grids.
+        output: of what reads the result; a convolution without one is no integer kernel.
+        weight_bits: of the type that weights are stored in.
+    """
+    scale, zero_point, spec = whole(weight.scale, weight.zero_point, weight.spec)
+    linear = isinstance(layer, nn.Linear)
+    if (
+        not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        or not spec.symmetric
+        or spec.bits > weight_bits
+        or isinstance(spec.granularity, PerGroup)
+        or (output is None and not linear)
+    ):
+        return None
+    values: Tensor = layer.weight.detach()
+    bias = None if layer.bias is None else layer.bias.detach()
+    shift = weight_bits - spec.bits
+    if bias is not None:
+        least = least_scale(bias, inputs.scale, shift)
+        if bool((scale < least).any()) and scale.numel() > 1:
+            values, scale = coarsen(values, scale, least, spec)
+        if bool((scale < least).any()):
+            return None
+    shaped = Grid(scale, zero_point, spec).shaped(values.shape)[0]
+    codes = torch.round(values / shaped)
+    unit = inputs.scale * (scale / (1 << shift))
+    if not torch.equal(codes * shaped, values) or not bool((unit > 0).all()):
+        return None
+    units = None if bias is None else whole_units(bias, unit)
+    layer.weight = nn.Parameter(values, requires_grad=False)
+    if units is not None and bias is not None:
+        # As real numbers they are what an accumulator can hold, and what a file says.
+        layer.bias = nn.Parameter(units.float() * unit, requires_grad=False)
+        units = whole_units(layer.bias.detach(), unit)
+    given = None if output is None else Bytes.of(output)
+    return LayerKernel(codes.to(torch.int8), Bytes.of(inputs), unit, units, shift, given)
