@@ -15,13 +15,11 @@ from torch.overrides import TorchFunctionMode
 
 from dqss.arithmetic.kernels import LayerKernel, make_kernel
 from dqss.arithmetic.kinds import IntegerKernels
-from dqss.arithmetic.numbers import Bytes, add
+from dqss.arithmetic.points import KERNELS
 from dqss.arithmetic.readers import Reading, grids_of, is_bytes
 from dqss.bundle import Bundle
-from dqss.mixing import Grid
-from dqss.products.attach import PRODUCT_QUANTIZERS, ProductQuantizer
-from dqss.products.meet import SUM, Meeting
-from dqss.products.multiply import Product
+from dqss.choice import POINT_OPERANDS
+from dqss.products.attach import PRODUCT_QUANTIZERS
 
 KERNEL = "integer_kernel"
 
@@ -53,11 +51,13 @@ def attach_kernels(
             _attach(modules[name], kernel)
             found.append(name)
     for name, point in bundle.strategy.points.items():
-        operands = [grids[key] for key in (f"{name}.left", f"{name}.right") if key in grids]
-        if point.kind == SUM and len(operands) == 2 and name in outputs and all(map(is_bytes, operands)):
+        names = POINT_OPERANDS[point.kind]
+        operands = [grids[f"{name}.{key}"] for key in names if key in point.operands]
+        whole = bool(operands) and len(operands) == len(names) and all(map(is_bytes, operands))
+        if point.kind in KERNELS and name in outputs and whole:
             owner, _, last = name.rpartition(".")
             quantizers: Any = getattr(modules[owner], PRODUCT_QUANTIZERS)
-            quantizers[last] = IntegerSum(quantizers[last], operands, outputs[name])
+            quantizers[last] = KERNELS[point.kind](quantizers[last], operands, outputs[name])
             found.append(name)
     return tuple(found)
 
@@ -111,37 +111,3 @@ def _bare(base: type[nn.Module]) -> Any:
     """A layer of the subclass for ``base``, without state: what copies and pickles begin with."""
     made = _computing(base)
     return made.__new__(made)
-
-
-class IntegerSum(ProductQuantizer):
-    """An addition of two quantized tensors whose sum is read on one grid.
-
-    Args:
-        quantizer: of its operands.
-        operands: their grids.
-        output: the grid.
-    """
-
-    def __init__(self, quantizer: ProductQuantizer, operands: list[Grid], output: Grid) -> None:
-        super().__init__(quantizer.name, quantizer.kind, dict(quantizer.operands.items()))
-        for word, grid in zip(("left", "right", "output"), (*operands, output), strict=True):
-            found = Bytes.of(grid)
-            self.register_buffer(f"{word}_scale", found.scale, persistent=False)
-            self.register_buffer(f"{word}_zero", found.zero, persistent=False)
-
-    def forward(self, product: Product | Meeting) -> Any:
-        """The sum, on the grid of what reads it."""
-        if not isinstance(product, Meeting) or not self._takes(product):
-            return super().forward(product)
-        left, right = (
-            self.quantize(name, value) for name, value in zip(product.names, product.given, strict=True)
-        )
-        return product.returned(add(left, right, *map(self._grid, ("left", "right", "output"))))
-
-    def _takes(self, meeting: Meeting) -> bool:
-        one, other = meeting.given
-        plain = meeting.kind == self.kind and meeting.kwargs.get("alpha", 1) == 1 and len(meeting.args) <= 2
-        return plain and one.shape == other.shape and not torch.compiler.is_exporting()
-
-    def _grid(self, word: str) -> Bytes:
-        return Bytes(getattr(self, f"{word}_scale"), getattr(self, f"{word}_zero"))

@@ -23,6 +23,7 @@ from dqss.deploy.grids import Grids
 from dqss.deploy.lower import Lowered, lower
 from dqss.deploy.marks import Marked
 from dqss.deploy.parity import Comparison
+from dqss.deploy.pools import pool_means
 from dqss.deploy.report import ExportReport
 from dqss.deploy.runtime import kernels_of
 from dqss.deploy.sizes import sizes_of
@@ -152,6 +153,8 @@ class _Work:
         lowered = lower(graph, self.grids, self.options.target, in_float)
         if self.options.target.bias == "int32":
             quantize_biases(graph)
+        if self.options.target.arithmetic != FAKE_QUANTIZED:
+            pool_means(graph)
         with quietly():
             tidy(graph, self.bundle, target=self.options.target.name)
         with self.options.reporter.stage("parts", self.few) as stage:
