@@ -9,14 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dqss.arithmetic.numbers import Bytes
-from dqss.arithmetic.sums import exact, largest_sum
+from dqss.arithmetic.sums import Largest, rounded_sum
 from dqss.arithmetic.weights import coarsen, least_scale, whole, whole_units
 from dqss.mixing import Grid
 from dqss.precision import KeepsPrecision
 from dqss.spec import PerGroup
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
-INT32 = 2**31
 
 
 class LayerKernel(KeepsPrecision):
@@ -41,7 +40,7 @@ class LayerKernel(KeepsPrecision):
         output: Bytes | None,
     ) -> None:
         super().__init__()
-        self.shift, self.largest, self.real = shift, largest_sum(codes), output is None
+        self.shift, self.largest, self.real = shift, Largest.of(codes, bias), output is None
         target = inputs if output is None else output
         buffers = {
             "codes": codes,
@@ -71,16 +70,14 @@ class LayerKernel(KeepsPrecision):
     def forward(self, func: Any, x: Tensor, *rest: Any) -> Tensor:
         """The layer's output for ``x`` on its grid; ``rest`` goes to ``func`` after the bias."""
         inputs = Bytes(self.input_scale, self.input_zero)
-        total = exact(func, inputs.read(x), self.codes, self.largest, *rest) * (1 << self.shift)
         axis = -1 if func is F.linear else -(self.codes.ndim - 1)
-        if self.bias is not None:
-            total = total + _along(self.bias, axis)
-        # As an int32 becomes fp32: rounded once.
-        total = total.float()
+        bias = 0.0 if self.bias is None else _along(self.bias, axis)
+        factor, codes = 1 << self.shift, inputs.read(x.float())
+        total = rounded_sum(func, codes, self.codes, bias, factor, self.largest, *rest)
         if self.real:
-            return total * _along(self.unit, axis)
+            return (total * _along(self.unit, axis)).to(x.dtype)
         output = Bytes(self.output_scale, self.output_zero)
-        return output.requantize(total, _along(self.unit / self.output_scale, axis))
+        return output.requantize(total, _along(self.unit / self.output_scale, axis)).to(x.dtype)
 
 
 def _along(values: Tensor, axis: int) -> Tensor:

@@ -34,7 +34,7 @@ class Bytes:
 
     def read(self, values: Tensor) -> Tensor:
         """``byte - zero`` of values on the grid, as whole numbers in fp32."""
-        return torch.round(values / self.scale)
+        return (values / self.scale).round_()
 
     def requantize(self, total: Tensor, multiplier: Tensor) -> Tensor:
         """The value on this grid that stands for ``total * multiplier`` steps.
@@ -43,8 +43,8 @@ class Bytes:
             total: a sum, whole numbers in fp32; those beyond 2^24 are rounded to it.
             multiplier: fp32; broadcasts.
         """
-        steps = torch.clamp(total * multiplier, -self.zero, 255 - self.zero)
-        return torch.round(steps) * self.scale
+        steps = (total * multiplier).clamp_(-self.zero, 255 - self.zero)
+        return steps.round_().mul_(self.scale)
 
     def saturate(self, code: Tensor) -> Tensor:
         """The value of a byte, rounded and kept in its range; ``code`` counts from 0, fp32."""

@@ -42,7 +42,8 @@ class IntegerPoint(ProductQuantizer):
         if not isinstance(product, Meeting) or not self._takes(product) or torch.compiler.is_exporting():
             return super().forward(product)
         pairs = zip(product.names, product.given, strict=True)
-        return product.returned(self._result(product, *(self.quantize(name, x) for name, x in pairs)))
+        operands = [self.quantize(name, x).float() for name, x in pairs]
+        return product.returned(self._result(product, *operands).to(product.given[0].dtype))
 
     def grids(self) -> tuple[Bytes, ...]:
         """Of the operands and the result."""
