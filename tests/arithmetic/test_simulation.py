@@ -85,8 +85,12 @@ def test_files_equal_it_to_the_bit(name: str, bits: int, tmp_path: Path) -> None
 
 def test_the_report_says_what_was_compared(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    report = exported(Network(Residual()).eval(), batch(8), tmp_path)
+    model, inputs = Network(Residual()).eval(), batch(8)
+    bundle = bundle_at(8, model, inputs)
+    report = dqss.export_model(model, bundle, tmp_path / "model.onnx", inputs, target=ONNXRUNTIME_CPU)
     assert any("integer arithmetic; its own difference" in line for line in report.lines())
+    fake = dqss.export_model(model, bundle, tmp_path / "generic.onnx", inputs)
+    assert report.sizes.floating == fake.sizes.floating and report.sizes.estimate == fake.sizes.estimate
     summary = report.summary()["parity"]
     assert summary["arithmetic"] == "integer arithmetic" and summary["fake_quantized"]["relative_error"] > 0
 
