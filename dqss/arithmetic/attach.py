@@ -19,6 +19,7 @@ from dqss.arithmetic.points import KERNELS
 from dqss.arithmetic.readers import Reading, grids_of, is_bytes
 from dqss.bundle import Bundle
 from dqss.choice import POINT_OPERANDS
+from dqss.measure import home
 from dqss.products.attach import PRODUCT_QUANTIZERS
 
 KERNEL = "integer_kernel"
@@ -38,7 +39,7 @@ def attach_kernels(
     Returns:
         Names of what is computed so.
     """
-    modules, grids, outputs = dict(model.named_modules()), grids_of(bundle), seen.outputs
+    modules, grids, outputs = dict(model.named_modules()), grids_of(bundle, home(model)), seen.outputs
     found = list[str]()
     for name in bundle.strategy.layers:
         weight, inputs = grids.get(f"{name}.weight"), grids.get(f"{name}.activation")

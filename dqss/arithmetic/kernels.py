@@ -13,7 +13,6 @@ from dqss.arithmetic.sums import Largest, rounded_sum
 from dqss.arithmetic.weights import coarsen, least_scale, whole, whole_units
 from dqss.mixing import Grid
 from dqss.precision import KeepsPrecision
-from dqss.spec import PerGroup
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
@@ -97,34 +96,41 @@ def make_kernel(
         weight_bits: of the type that weights are stored in.
     """
     scale, zero_point, spec = whole(weight.scale, weight.zero_point, weight.spec)
-    linear = isinstance(layer, nn.Linear)
+    values: Tensor = layer.weight.detach()  # type: ignore[operator]
+    # Those of linear layers may give real numbers.
+    kinds = (nn.Linear,) if output is None else (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    shift = weight_bits - spec.bits
     if (
-        not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        or not spec.symmetric
-        or spec.bits > weight_bits
-        or isinstance(spec.granularity, PerGroup)
-        or (output is None and not linear)
+        not isinstance(layer, kinds)
+        or not spec.mirrored
+        or shift < 0
+        or scale.numel() not in (1, len(values))
     ):
         return None
-    values: Tensor = layer.weight.detach()
-    bias = None if layer.bias is None else layer.bias.detach()
-    shift = weight_bits - spec.bits
-    if bias is not None:
-        least = least_scale(bias, inputs.scale, shift)
-        if bool((scale < least).any()) and scale.numel() > 1:
-            values, scale = coarsen(values, scale, least, spec)
-        if bool((scale < least).any()):
-            return None
+    least = _least(layer, inputs, shift)
+    if bool((scale < least).any()) and scale.numel() > 1:
+        values, scale = coarsen(values, scale, least, spec)
     shaped = Grid(scale, zero_point, spec).shaped(values.shape)[0]
-    codes = torch.round(values / shaped)
-    unit = inputs.scale * (scale / (1 << shift))
-    if not torch.equal(codes * shaped, values) or not bool((unit > 0).all()):
+    codes, unit = torch.round(values / shaped), inputs.scale * (scale / (1 << shift))
+    if bool((scale < least).any()) or not torch.equal(codes * shaped, values) or not bool((unit > 0).all()):
         return None
-    units = None if bias is None else whole_units(bias, unit)
     layer.weight = nn.Parameter(values, requires_grad=False)
-    if units is not None and bias is not None:
-        # As real numbers they are what an accumulator can hold, and what a file says.
-        layer.bias = nn.Parameter(units.float() * unit, requires_grad=False)
-        units = whole_units(layer.bias.detach(), unit)
+    bias = _round_bias(layer, unit)
     given = None if output is None else Bytes.of(output)
-    return LayerKernel(codes.to(torch.int8), Bytes.of(inputs), unit, units, shift, given)
+    return LayerKernel(codes.to(torch.int8), Bytes.of(inputs), unit, bias, shift, given)
+
+
+def _least(layer: nn.Module, inputs: Grid, shift: int) -> Tensor:
+    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    return torch.zeros_like(inputs.scale) if bias is None else least_scale(bias.detach(), inputs.scale, shift)
+
+
+def _round_bias(layer: nn.Module, unit: Tensor) -> Tensor | None:
+    """The bias in whole units; the layer's own becomes the real numbers that they stand for."""
+    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    if bias is None:
+        return None
+    rounded = whole_units(bias.detach(), unit).float() * unit
+    layer.bias = nn.Parameter(rounded, requires_grad=False)
+    # What a file makes of them: beyond 2^24 not every whole number is one of fp32.
+    return whole_units(rounded, unit)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from dqss.attach import attach_input, detach_input
 from dqss.bundle import Bundle
-from dqss.choice import OUTPUT, TensorChoice
+from dqss.choice import OUTPUT
 from dqss.layers import searchable_layers
+from dqss.measure import home
 from dqss.mixing import Grid
 from dqss.points.watch import Seen, Value, Watch, Watched
 from dqss.products.find import ProductFinder
@@ -28,16 +29,13 @@ from dqss.spec import PerTensor
 BITS = 8
 
 
-def grids_of(bundle: Bundle) -> dict[str, Grid]:
+def grids_of(bundle: Bundle, place: torch.device) -> dict[str, Grid]:
     """The grid of every quantizer, by its name: ``conv1.activation``, ``layer1.0.point0.left``."""
-    return {
-        f"{name}.{role}": _grid(bundle, f"{name}.{role}", c) for name, role, c in bundle.strategy.choices()
-    }
-
-
-def _grid(bundle: Bundle, name: str, choice: TensorChoice) -> Grid:
-    tensors, spec = bundle.tensors, choice.candidate().spec
-    return Grid(tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], spec)
+    found = {}
+    for name, role, choice in bundle.strategy.choices():
+        scale, zero_point = (bundle.tensors[f"{name}.{role}.{part}"] for part in ("scale", "zero_point"))
+        found[f"{name}.{role}"] = Grid(scale.to(place), zero_point.to(place), choice.candidate().spec)
+    return found
 
 
 def is_bytes(grid: Grid) -> bool:
@@ -67,7 +65,7 @@ def reading(model: nn.Module, bundle: Bundle, example: Any) -> Reading:
         bundle: whose quantizers will be put on it.
         example: one batch.
     """
-    (seen, axes), grids = _watched(model, bundle, example), grids_of(bundle)
+    (seen, axes), grids = _watched(model, bundle, example), grids_of(bundle, home(model))
     reads: dict[Value, list[str]] = defaultdict(list)
     for layer, values in seen.readers.items():
         for value in values:
