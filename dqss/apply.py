@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dqss import quantizers
+from dqss.arithmetic import FAKE_QUANTIZED, Arithmetic, IntegerKernels
+from dqss.arithmetic.attach import attach_kernels
+from dqss.arithmetic.readers import reading
 from dqss.attach import attach_input, attach_output, forbid_nested
 from dqss.bundle import Bundle
 from dqss.calls import call_model
@@ -113,7 +116,9 @@ def _choice(quantizer: MixedQuantizer, assignment: Assignment) -> TensorChoice:
 
 
 @torch.no_grad()
-def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.Module:
+def apply_strategy(
+    model: nn.Module, bundle: Bundle, force: bool = False, arithmetic: Arithmetic = FAKE_QUANTIZED
+) -> nn.Module:
     """Rebuild the quantized network that was searched, bit for bit on the CPU.
 
     Needs no data. ``model`` is not changed; the result is a plain module in ``eval()`` whose
@@ -124,6 +129,8 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
         model: the trained float network, as it was given to the search.
         bundle: from :func:`dqss.load` or a search.
         force: apply also to other weights (scales then may not fit).
+        arithmetic: what it is computed with; :data:`dqss.arithmetic.ONNXRUNTIME` computes what the integer
+            kernels of that runtime do, on any machine, wherever the strategy leaves it integers.
 
     Raises:
         StrategyError: for another model, or other weights, naming the layers, products or points that differ.
@@ -141,6 +148,8 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
             f"the strategy is for another model: it has no layer {missing[0]!r}"
             + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
         )
+    integers = isinstance(arithmetic, IntegerKernels)
+    seen = reading(fixed.eval(), bundle, to_device(example, home(model))) if integers else None
     for name, choice in strategy.layers.items():
         module, info = layers[name]
         if choice.weight is not None:
@@ -157,6 +166,9 @@ def apply_strategy(model: nn.Module, bundle: Bundle, force: bool = False) -> nn.
     if strategy.products or strategy.points:
         _attach_products(fixed, bundle)
         _attach_outputs(fixed, bundle)
+    if isinstance(arithmetic, IntegerKernels) and seen is not None:
+        attach_kernels(fixed, bundle, seen, arithmetic)
+    if strategy.products or strategy.points:
         # Only a pass shows whether the network multiplies and adds as it did.
         call_model(fixed.eval(), to_device(example, home(model)))
     # As in the supernet: torch chooses kernels, and so roundings, by what requires gradients.

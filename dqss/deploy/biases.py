@@ -11,22 +11,25 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from dqss.arithmetic.weights import BIAS_LIMIT
 from dqss.deploy.graphs import constant
 from dqss.deploy.grids import Array
-from dqss.deploy.lower import BIAS_LIMIT
+
+ROUNDING = 2.0**-23
 
 
 def quantize_biases(model: ir.Model) -> int:
-    """Store the biases of every ``Gemm`` of 8-bit integers as int32, in place.
+    """Store biases beside 8-bit integers as int32, in place.
 
-    Biases that would not fit, and those of layers with a float input, stay as they are.
+    That of every ``Gemm``, and that of a ``Conv`` if it is in whole units already: a runtime need not round
+    it by itself then. Biases that would not fit, and those of layers with a float input, stay as they are.
 
     Returns:
         How many were stored so.
     """
     count = 0
     for node in list(model.graph):
-        if node.op_type == "Gemm" and len(node.inputs) == 3:
+        if node.op_type in ("Conv", "Gemm") and len(node.inputs) == 3:
             count += _quantize_bias(model.graph, node)
     return count
 
@@ -43,6 +46,8 @@ def _quantize_bias(graph: ir.Graph, node: ir.Node) -> bool:
     if scale.shape not in ((), values.shape) or not np.all(scale > 0):
         return False
     codes = np.rint(values.astype(np.float64) / scale)
+    if node.op_type == "Conv" and not _nearly(codes * scale.astype(np.float64), values):
+        return False
     if values.ndim != 1 or np.abs(codes).max(initial=0) > BIAS_LIMIT:
         return False
     inputs = [
@@ -58,6 +63,11 @@ def _quantize_bias(graph: ir.Graph, node: ir.Node) -> bool:
     graph.insert_before(node, made)
     node.replace_input_with(2, output)
     return True
+
+
+def _nearly(found: Array, values: Array) -> bool:
+    """Whether that is nothing but the rounding of fp32."""
+    return bool(np.all(np.abs(found - values) <= np.abs(values) * ROUNDING))
 
 
 def _scale(value: ir.Value | None) -> Array | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dqss.arithmetic.kinds import FAKE_QUANTIZED
 from dqss.deploy.marks import Call
 from dqss.deploy.tolerance import Tolerance
 from dqss.errors import ParityError
@@ -144,12 +145,16 @@ class Parity:
         parts: every part, fed the simulation's integers.
         part_count: inputs that these ran on.
         runtime: that ran the file.
+        arithmetic: of the simulation, in words.
+        distance: of the simulation to the fake-quantized one, where that is another.
     """
 
     whole: Whole
     parts: tuple[PartParity, ...]
     part_count: int
     runtime: str
+    arithmetic: str = str(FAKE_QUANTIZED)
+    distance: Whole | None = None
 
     def check(self, tolerance: Tolerance) -> None:
         """Refuse what is too far off.
@@ -176,8 +181,12 @@ class Parity:
 
     def summary(self) -> dict[str, Any]:
         """As JSON."""
-        whole = self.whole
+        whole, distance = self.whole, self.distance
         return {
+            "arithmetic": self.arithmetic,
+            "fake_quantized": None
+            if distance is None
+            else {"relative_error": distance.relative_error, "agreement": distance.agreement},
             "count": whole.count,
             "largest": whole.largest,
             "relative_error": whole.relative_error,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -14,7 +14,7 @@ from dqss.bundle import Bundle
 from dqss.choice import TensorChoice
 from dqss.deploy.containers import Container, Held
 from dqss.functional import broadcast_channels, dequantize, quantize
-from dqss.spec import MAX_BITS, MIDDLE, PerGroup, PerTensor, QuantSpec
+from dqss.spec import PerGroup, PerTensor, QuantSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -122,36 +122,6 @@ def store(
     size = min(grain.size, flat.shape[1])
     own = not apart and codes.ndim == 2 and axis == 0
     return Stored(flat, scales, zeros, 1, size, None if own else tuple(rows.shape), axis)
-
-
-def whole(scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor, QuantSpec]:
-    """The same values on a grid with a whole zero point, which is what integer arithmetic knows.
-
-    Where the zero point is -1/2, the codes ``c`` become ``2 c + 1`` on half the step: the same real
-    numbers to the bit, on one more bit.
-    """
-    if spec.mirrored and bool((zero_point == MIDDLE).all()) and spec.bits < MAX_BITS:
-        return scale / 2, torch.zeros_like(zero_point), replace(spec, bits=spec.bits + 1)
-    return scale, zero_point, spec
-
-
-def coarsen(weight: Tensor, scale: Tensor, least: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """Double the scales of dead channels until none is below ``least``, and round their weights anew.
-
-    A channel whose batch norm gave up on it has weights of next to nothing, a scale to match, and a
-    bias of ordinary size. With ``least`` such that the bias is 2^30 units of the accumulator, a sum
-    of n products moves by at most n 2^-22 of that bias (times 2^s where codes are shifted by s).
-
-    Args:
-        weight: on its grid.
-        scale: ``[C]``.
-        least: ``[C]`` or one value.
-        spec: a symmetric grid.
-    """
-    doublings = torch.ceil(torch.log2(least / scale)).clamp(min=0)
-    coarse = scale * 2**doublings
-    step = broadcast_channels(coarse, weight.shape, spec.granularity)
-    return dequantize(quantize(weight, step, torch.zeros(()), spec), step, torch.zeros(())), coarse
 
 
 def _integers(values: Tensor, kind: Any) -> Array:

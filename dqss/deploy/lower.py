@@ -17,16 +17,14 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from dqss.arithmetic.weights import coarsen, least_scale, whole
 from dqss.deploy.containers import Held, hold_activation, hold_weight, unsaturated
 from dqss.deploy.graphs import append, constant, transposes_of
-from dqss.deploy.grids import Array, Grids, Stored, coarsen, dtype_of, store, whole
+from dqss.deploy.grids import Array, Grids, Stored, dtype_of, store
 from dqss.deploy.marks import DOMAIN, QUANTIZE, WEIGHT, Call
 from dqss.deploy.targets import Target
 from dqss.errors import ExportError
 from dqss.spec import PerGroup, PerTensor, QuantSpec
-
-BIAS_LIMIT = 2**30
-"""Units of an accumulator that a bias may be; as much again is left for the sum."""
 
 
 @dataclass
@@ -192,8 +190,8 @@ class _Lowering:
         for name, bias in self._biased(weight):
             inputs = self.grids.scale(name)
             if inputs.numel() == 1 and bias.const_value is not None:
-                size = torch.from_numpy(np.array(bias.const_value.numpy())).abs()
-                least = torch.maximum(least, size * ((1 << held.shift) / BIAS_LIMIT) / inputs)
+                values = torch.from_numpy(np.array(bias.const_value.numpy()))
+                least = torch.maximum(least, least_scale(values, inputs, held.shift))
         return least
 
     def _biased(self, weight: ir.Value) -> Iterator[tuple[str, ir.Value]]:

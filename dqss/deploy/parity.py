@@ -34,10 +34,19 @@ class Comparison:
         self.marked, self.signature, self.threads = marked, signature, threads
 
     @torch.no_grad()
-    def whole(self, data: bytes, exact: nn.Module, batches: Iterable[Any], seen: Seen | None = None) -> Whole:
+    def whole(
+        self,
+        data: bytes,
+        exact: nn.Module,
+        batches: Iterable[Any],
+        seen: Seen | None = None,
+        fake: nn.Module | None = None,
+        distance: Whole | None = None,
+    ) -> Whole:
         """The whole network over ``batches``; ``seen`` is called with both outputs of each.
 
-        ``exact`` is the float network.
+        ``exact`` is the float network. With ``fake``, the fake-quantized one, ``distance`` is added to: the
+        simulation beside it.
         """
         session, total = open_session(data, self.threads), Whole()
         for batch in batches:
@@ -48,6 +57,10 @@ class Comparison:
             found = torch.from_numpy(run_session(session, feeds)[self.signature.outputs[position]])
             reference = first_tensor(call_model(exact, batch))
             total.add(len(tensors_of(batch)[0]), reference, wanted, found)
+            if fake is not None and distance is not None:
+                distance.add(
+                    len(tensors_of(batch)[0]), reference, first_tensor(call_model(fake, batch)), wanted
+                )
             if seen is not None:
                 seen(wanted, found)
         if total.count == 0:

@@ -14,14 +14,16 @@ import onnxruntime as ort
 from torch import nn
 
 from dqss.apply import apply_strategy
+from dqss.arithmetic import FAKE_QUANTIZED, Arithmetic
 from dqss.bundle import Bundle
 from dqss.deploy.biases import quantize_biases
-from dqss.deploy.compared import Parity, PartParity
+from dqss.deploy.compared import Parity, PartParity, Whole
 from dqss.deploy.function import quietly
 from dqss.deploy.grids import Grids
 from dqss.deploy.lower import Lowered, lower
 from dqss.deploy.marks import Marked
 from dqss.deploy.parity import Comparison
+from dqss.deploy.pools import pool_means
 from dqss.deploy.report import ExportReport
 from dqss.deploy.runtime import kernels_of
 from dqss.deploy.sizes import sizes_of
@@ -42,12 +44,17 @@ LIMIT = 2**31 - 1
 def export(model: nn.Module, bundle: Bundle, path: Path, samples: Samples, options: Options) -> ExportReport:
     """See :func:`dqss.deploy.export.export_model`."""
     ensure_folder(path.parent)
-    simulation = apply_strategy(model, bundle, force=options.force).cpu()
-    check_precision(simulation)
-    with options.reporter.stage("trace", 1) as stage:
-        work = _Work(Marked(simulation, bundle.strategy), bundle, samples, options)
-        stage.advance()
+    arithmetic = options.target.arithmetic if bundle.strategy.points else FAKE_QUANTIZED
+    work = _traced(model, bundle, samples, options, arithmetic)
     found, notes = work.build(()), list[str]()
+    astray = [row.part for row in found.parts if not row.within(options.tolerance)]
+    if astray and arithmetic != FAKE_QUANTIZED:
+        notes.append(
+            f"compared with the fake-quantized simulation: {arithmetic} does not follow the file at "
+            f"{astray[0]}"
+        )
+        work = _traced(model, bundle, samples, options, FAKE_QUANTIZED)
+        found = work.build(())
     coarse = found.coarse(options.tolerance)
     if coarse:
         found = work.build(coarse)
@@ -62,7 +69,10 @@ def export(model: nn.Module, bundle: Bundle, path: Path, samples: Samples, optio
     if not options.target.tried:
         notes.append(f"no file for {options.target.name} has been run by us")
     data = _serialized(found.graph)
-    parity, metric = work.compare(data, float_network(model, bundle, samples.batch([0])), found)
+    fake = None
+    if work.arithmetic != FAKE_QUANTIZED:
+        fake = apply_strategy(model, bundle, force=options.force).cpu()
+    parity, metric = work.compare(data, float_network(model, bundle, samples.batch([0])), found, fake)
     if options.watch is not None:
         options.watch(parity)
     parity.check(options.tolerance)
@@ -73,7 +83,7 @@ def export(model: nn.Module, bundle: Bundle, path: Path, samples: Samples, optio
         target=options.target.name,
         parity=parity,
         kernels=kernels_of(data),
-        sizes=sizes_of(len(data), simulation, bundle.strategy, scales),
+        sizes=sizes_of(len(data), work.simulation, bundle.strategy, scales),
         containers=_containers(grids, found.lowered),
         clipped=len(found.lowered.clipped),
         open_axes=_open_axes(found.graph),
@@ -82,6 +92,17 @@ def export(model: nn.Module, bundle: Bundle, path: Path, samples: Samples, optio
     )
     write_bytes_atomic(path, data)
     return report
+
+
+def _traced(
+    model: nn.Module, bundle: Bundle, samples: Samples, options: Options, arithmetic: Arithmetic
+) -> _Work:
+    simulation = apply_strategy(model, bundle, options.force, arithmetic).cpu()
+    check_precision(simulation)
+    with options.reporter.stage("trace", 1) as stage:
+        work = _Work(simulation, arithmetic, bundle, samples, options)
+        stage.advance()
+    return work
 
 
 @dataclass(frozen=True)
@@ -102,8 +123,17 @@ class _Built:
 class _Work:
     """A traced network, of which files are built and compared."""
 
-    def __init__(self, marked: Marked, bundle: Bundle, samples: Samples, options: Options) -> None:
+    def __init__(
+        self,
+        simulation: nn.Module,
+        arithmetic: Arithmetic,
+        bundle: Bundle,
+        samples: Samples,
+        options: Options,
+    ) -> None:
+        self.simulation, self.arithmetic = simulation, arithmetic
         self.bundle, self.samples, self.options = bundle, samples, options
+        marked = Marked(simulation, bundle.strategy)
         self.grids, self.size = Grids(bundle), BATCH if samples.uniform else 1
         # Two at least: an axis of one would be taken for a constant.
         pair = samples.batch([0, min(1, len(samples) - 1)] if samples.uniform else [0, 0])
@@ -123,20 +153,30 @@ class _Work:
         lowered = lower(graph, self.grids, self.options.target, in_float)
         if self.options.target.bias == "int32":
             quantize_biases(graph)
+        if self.options.target.arithmetic != FAKE_QUANTIZED:
+            pool_means(graph)
         with quietly():
             tidy(graph, self.bundle, target=self.options.target.name)
         with self.options.reporter.stage("parts", self.few) as stage:
             parts = self.comparison.parts(graph, lowered, self._batches(self.few, PART_BATCH, stage))
         return _Built(graph, lowered, parts)
 
-    def compare(self, data: bytes, exact: nn.Module, built: _Built) -> tuple[Parity, dict[str, float]]:
-        """A file against the simulation, and the task metric of both."""
+    def compare(
+        self, data: bytes, exact: nn.Module, built: _Built, fake: nn.Module | None
+    ) -> tuple[Parity, dict[str, float]]:
+        """A file against the simulation, and the task metric of both.
+
+        ``fake`` is the fake-quantized simulation, where that is another.
+        """
+        distance = None if fake is None else Whole()
         meters = Meters(self.options.metric, self.samples, self.size)
         count = len(self.samples)
         with self.options.reporter.stage("compare", count) as stage:
             inputs = self._batches(count, self.size, stage)
-            whole = self.comparison.whole(data, exact, inputs, meters.seen)
-        return Parity(whole, tuple(built.parts), self.few, f"onnxruntime {ort.__version__}"), meters.values()
+            whole = self.comparison.whole(data, exact, inputs, meters.seen, fake, distance)
+        runtime = f"onnxruntime {ort.__version__}"
+        parity = Parity(whole, tuple(built.parts), self.few, runtime, str(self.arithmetic), distance)
+        return parity, meters.values()
 
     def _batches(self, count: int, size: int, stage: Stage) -> Iterator[Any]:
         for run in batches(range(count), min(size, self.size)):

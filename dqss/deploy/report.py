@@ -62,6 +62,13 @@ class ExportReport:
                 f"({worst.part}), on {self.parity.part_count} inputs"
             )
         yield f"end to end: {self.parity.whole}"
+        distance = self.parity.distance
+        if distance is not None:
+            agreement = "" if distance.agreement is None else f", top-1 agreement {distance.agreement:.2%}"
+            yield (
+                f"compared with the simulation in {self.parity.arithmetic}; its own difference to the "
+                f"fake-quantized one: relative error {distance.relative_error:.2g}{agreement}"
+            )
         yield from self.notes
 
     def summary(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from dqss.arithmetic.kinds import FAKE_QUANTIZED, ONNXRUNTIME, Arithmetic
 from dqss.choice import TensorChoice
 from dqss.deploy.containers import WEIGHT_WIDTHS
 from dqss.errors import TargetError, near_match
@@ -65,6 +66,7 @@ class Target:
         signed_activations: whether its integer kernels take them.
         points: where it needs tensors quantized beside the inputs of layers.
         tried: whether files for it have been run here.
+        arithmetic: what a strategy with points is compared in: as its integer kernels compute, if known.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Target:
     signed_activations: bool = True
     points: Points | None = None
     tried: bool = True
+    arithmetic: Arithmetic = FAKE_QUANTIZED
 
     def adapt(self, space: SearchSpace) -> SearchSpace:
         """A search space with the points that the target needs, so that what is searched is what runs.
@@ -144,6 +147,7 @@ ONNXRUNTIME_CPU = Target(
     bias="int32",
     signed_activations=False,
     points=Points(("Conv1d", "Conv2d", "Conv3d")),
+    arithmetic=ONNXRUNTIME,
 )
 """What the integer kernels of ONNX Runtime on a CPU take: eight bits in and out, weights of up to eight
 bits around zero. Those of convolutions give integers too, so that their outputs have to be quantized;

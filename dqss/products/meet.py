@@ -84,8 +84,11 @@ class Meeting:
         source = target.clone() if torch.is_grad_enabled() else target
         left, right = quantize("left", source), quantize("right", other)
         options = {key: value for key, value in self.kwargs.items() if key != "other"}
-        result: Tensor = target.copy_(torch.add(left, right, **options))
-        return result
+        return self.returned(torch.add(left, right, **options))
+
+    def returned(self, result: Tensor) -> Tensor:
+        """``result`` as the function returns its own: in its first operand where it writes there."""
+        return self.given[0].copy_(result) if self.func in _IN_PLACE else result
 
     def show(self, quantize: Quantize) -> None:
         """Call ``quantize`` with every operand, and keep nothing."""

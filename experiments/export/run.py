@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dqss import __version__
 from dqss.apply import apply_strategy, make_bundle
+from dqss.arithmetic import FAKE_QUANTIZED
 from dqss.bundle import Bundle
 from dqss.calls import call_model, first_tensor
 from dqss.deploy.compared import Parity, Whole
@@ -55,7 +56,7 @@ BITS: dict[str, tuple[int | Sequence[int], int | Sequence[int]]] = {
 MEASURED = (
     "status", "inputs", "images", "quantized", "steps", "share", "off_part", "error", "noise", "control",
     "agreement", "control_agreement", "simulation", "onnxruntime", "integer", "products", "file",
-    "estimate", "seconds",
+    "estimate", "seconds", "arithmetic", "distance", "distance_agreement",
 )  # fmt: skip
 COLUMNS = ("network", "bits", "target", *MEASURED)
 FAMILY_COLUMNS = ("model", "bits", "target", *MEASURED)
@@ -119,7 +120,7 @@ def row(case: Case, bundle: Bundle, target: Target, checked: Whole | None) -> li
                 watch=seen.append,
             )
     except UserError as error:
-        blank = [""] * (len(MEASURED) - 5)
+        blank = [""] * (len(MEASURED) - 8)
         return [
             f"{type(error).__name__}: {error}",
             len(case.samples),
@@ -127,10 +128,12 @@ def row(case: Case, bundle: Bundle, target: Target, checked: Whole | None) -> li
             quantized,
             *blank,
             _since(started),
+            *[""] * 3,
         ]
     found = [*_parity(report, checked), *_kernels(report), report.sizes.file / report.sizes.floating]
     estimate = report.sizes.estimate / report.sizes.floating
-    return ["pass", len(case.samples), case.images, quantized, *found, estimate, _since(started)]
+    last = [estimate, _since(started), *_distance(report.parity)]
+    return ["pass", len(case.samples), case.images, quantized, *found, *last]
 
 
 def _since(started: float) -> float:
@@ -151,6 +154,14 @@ def _parity(report: ExportReport, checked: Whole | None) -> Iterator[object]:
     yield "" if checked is None or checked.agreement is None else checked.agreement
     yield report.metric.get("simulation", "")
     yield report.metric.get("onnxruntime", "")
+
+
+def _distance(parity: Parity) -> Iterator[object]:
+    """Which simulation was compared, and how far it is from the fake-quantized one."""
+    distance = parity.distance
+    yield parity.arithmetic
+    yield "" if distance is None else f"{distance.relative_error:.2g}"
+    yield "" if distance is None or distance.agreement is None else distance.agreement
 
 
 def _kernels(report: ExportReport) -> tuple[int, int]:
@@ -186,7 +197,9 @@ def networks(
             key = bits, target.points
             if key not in made:
                 bundle = strategy(case, bits, target)
-                made[key] = bundle, control(apply_strategy(case.model, bundle), case.samples)
+                arithmetic = target.arithmetic if bundle.strategy.points else FAKE_QUANTIZED
+                simulation = apply_strategy(case.model, bundle, arithmetic=arithmetic)
+                made[key] = bundle, control(simulation, case.samples)
             bundle, checked = made[key]
             table.add(name, bits, target.name, *row(case, bundle, target, checked))
 

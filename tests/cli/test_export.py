@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import dqss
+from dqss.arithmetic import ONNXRUNTIME
 from dqss.data.digits import Digits
 from dqss.models.factory import DIGITS_INPUT, digits_resnet20
 from tests.cli.runner import TINY, call
@@ -49,7 +50,11 @@ def test_the_file_answers_as_the_simulation(integer: Path, tmp_path: Path) -> No
     (found,) = session.run(None, {"input": images.numpy()})
     with torch.no_grad():
         wanted = dqss.apply_strategy(digits_resnet20().module, dqss.load(integer))(images).numpy()
+        integers = dqss.apply_strategy(digits_resnet20().module, dqss.load(integer), arithmetic=ONNXRUNTIME)(
+            images
+        ).numpy()
     assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
+    assert np.array_equal(found, integers) and report["parity"]["arithmetic"] == str(ONNXRUNTIME)
 
 
 def test_a_program_of_torch(integer: Path, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dqss.arithmetic.weights import coarsen
 from dqss.deploy.containers import Container, Held, hold_weight
-from dqss.deploy.grids import coarsen, store
+from dqss.deploy.grids import store
 from dqss.deploy.marks import WEIGHT
 from dqss.deploy.targets import GENERIC, ONNXRUNTIME_CPU
 from dqss.functional import broadcast_channels, channel_count, fake_quantize

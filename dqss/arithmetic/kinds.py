@@ -1,0 +1,40 @@
+"""The arithmetics that there are. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class FakeQuantized:
+    """Real numbers, rounded to their grids: what a search looks at, on every target."""
+
+    def __str__(self) -> str:
+        return "fake quantization"
+
+
+@dataclass(frozen=True)
+class IntegerKernels:
+    """Integers, as the kernels of ONNX Runtime for x86 compute with them.
+
+    Convolutions and linear layers sum products of codes, which is exact in whatever order, add a bias
+    in whole units of that sum, and scale it once to the grid of what reads it; additions of two grids
+    and averages likewise. What no such kernel computes stays in real numbers.
+
+    Attributes:
+        weight_bits: of the integers that weights are stored in; narrower ones stand at their upper end.
+    """
+
+    weight_bits: int = 8
+
+    def __str__(self) -> str:
+        return "integer arithmetic"
+
+
+Arithmetic: TypeAlias = FakeQuantized | IntegerKernels
+
+FAKE_QUANTIZED = FakeQuantized()
+"""The default: what was searched, bit for bit."""
+ONNXRUNTIME = IntegerKernels()
+"""Of ``target=onnxruntime-cpu``."""
