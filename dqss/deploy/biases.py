@@ -2,8 +2,9 @@
 
 A kernel that multiplies integers sums ``(a - z_a) w`` in 32 bits, in units of ``s_a s_w``; a bias in
 the same units joins the sum (arXiv 1712.05877, section 2.4). ONNX Runtime rounds the bias of a
-convolution like that by itself where an integer kernel can follow; that of a ``Gemm`` whose output
-stays in float it takes in integers only if it is stored so.
+convolution like that by itself where an integer kernel can follow: one in whole units stays what it is,
+and its scales need not be stored, unless it has more digits than float32. That of a ``Gemm`` whose
+output stays in float it takes in integers only if it is stored so.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from dqss.deploy.graphs import constant
 from dqss.deploy.grids import Array
 
 ROUNDING = 2.0**-23
+FOUND_AGAIN = 2**22
+"""Whole units up to which rounding a bias and a quotient to float32 leaves no doubt about them."""
 
 
 def quantize_biases(model: ir.Model) -> int:
     """Store biases beside 8-bit integers as int32, in place.
 
-    That of every ``Gemm``, and that of a ``Conv`` if it is in whole units already: a runtime need not round
-    it by itself then. Biases that would not fit, and those of layers with a float input, stay as they are.
+    That of every ``Gemm``, and that of a ``Conv`` if it is in whole units already, and in more than a
+    runtime would find again by itself. Biases that would not fit, and those of layers with a float input,
+    stay as they are.
 
     Returns:
         How many were stored so.
@@ -46,9 +50,12 @@ def _quantize_bias(graph: ir.Graph, node: ir.Node) -> bool:
     if scale.shape not in ((), values.shape) or not np.all(scale > 0):
         return False
     codes = np.rint(values.astype(np.float64) / scale)
-    if node.op_type == "Conv" and not _nearly(codes * scale.astype(np.float64), values):
-        return False
-    if values.ndim != 1 or np.abs(codes).max(initial=0) > BIAS_LIMIT:
+    largest = np.abs(codes).max(initial=0)
+    if node.op_type == "Conv":
+        whole = _nearly(codes * scale.astype(np.float64), values)
+        if not whole or largest <= FOUND_AGAIN:
+            return False
+    if values.ndim != 1 or largest > BIAS_LIMIT:
         return False
     inputs = [
         constant(graph, f"{node.name}.bias.codes", codes.astype(np.int32)),
