@@ -176,14 +176,14 @@ class Supernet(nn.Module):
     @contextmanager
     def mode(self, mode: Mode | str) -> Iterator[None]:
         """Run everything inside as ``"float"``, ``"relaxed"`` or ``"discrete"``."""
-        before = [(quantizer, quantizer.mode) for quantizer in self.quantizers()]
+        before, mode = [(quantizer, quantizer.mode) for quantizer in self.quantizers()], Mode(mode)
         for quantizer, _ in before:
-            quantizer.mode = Mode(mode)
+            quantizer.switch(mode)
         try:
             yield
         finally:
             for quantizer, previous in before:
-                quantizer.mode = previous
+                quantizer.switch(previous)
 
     @contextmanager
     def running(self, network: nn.Module) -> Iterator[None]:
@@ -214,7 +214,7 @@ class Supernet(nn.Module):
     def relax(self, relaxation: Relaxation) -> None:
         """Use ``relaxation`` in every decision."""
         for decision in self.decisions.values():
-            decision.relaxation = relaxation
+            decision.relax(relaxation)
 
     def draw(self, seed: int, step: int) -> None:
         """Draw the noise of one step: a function of seed, step and decision name only."""
