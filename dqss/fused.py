@@ -33,6 +33,14 @@ VARIANTS = 64
 """Compiled forms of one loop at most: one for each K and kind of shape, whatever the sizes."""
 
 
+_WHOLE = 1.5 * 2.0**23
+"""Added to a float, it leaves the nearest whole number in the last bits, to even, in the order of integers.
+
+Clamping these asks no questions about what is not a number; such a loss ends the search before. Codes
+have at most 16 bits, and whatever is as large as 2**22 is clamped where it should be.
+"""
+
+
 def _quantize(x: Tensor, grid: Tensor) -> Tensor:
     step, low, high = grid[0][:, None], grid[1][:, None], grid[2][:, None]
     return torch.clamp(torch.round(x / step), low, high) * step
@@ -66,11 +74,12 @@ def _drawn_backward(
 ) -> tuple[Tensor, Tensor]:
     codes = torch.round(x / own[0][:, None])
     inside = codes == torch.clamp(codes, own[1][:, None], own[2][:, None])
-    scale, low, high = grids[0], grids[1], grids[2]
+    scale, low, high = grids[0], (grids[1] + _WHOLE).view(torch.int32), (grids[2] + _WHOLE).view(torch.int32)
     sums = []
     for k in range(scale.shape[0]):
         # Only sums come of these codes: what a division would round otherwise, at ties, is lost in them.
-        codes = torch.clamp(torch.round(x * inverse[k][:, None]), low[k][:, None], high[k][:, None])
+        shifted = (x * inverse[k][:, None] + _WHOLE).view(torch.int32)
+        codes = torch.clamp(shifted, low[k][:, None], high[k][:, None]).view(torch.float32) - _WHOLE
         sums.append(((grad * codes).sum((0, 2)) * scale[k]).sum())
     return torch.where(inside, grad, 0.0), torch.stack(sums)
 

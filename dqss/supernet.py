@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from dqss import quantizers
+from dqss import pooling, quantizers, stem
 from dqss.attach import (
     attach_input,
     attach_weight,
@@ -35,7 +35,6 @@ from dqss.points import forget as forget_points
 from dqss.products import ProductSearch, SearchableProduct, forget
 from dqss.remaking import Remaking
 from dqss.space import LayerCandidates, LayerInfo, SearchSpace
-from dqss.stem import hasten
 
 Assignment = Mapping[str, int]
 """The chosen option of each decision, by the decision's name."""
@@ -71,6 +70,8 @@ class Supernet(nn.Module):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         forbid_nested(model)
+        for module in model.modules():
+            pooling.hasten(module)
         self.space = space
         self._remaking = Remaking()
         self.layers: dict[str, SearchableLayer] = {}
@@ -114,7 +115,7 @@ class Supernet(nn.Module):
             decision = Decision(f"{info.name}.activation", candidates.activation)
             activation = self.activation_type(candidates.activation, decision, input_shape(module, info))
             attach_input(module, activation)
-            hasten(module)
+            stem.hasten(module)
         return SearchableLayer(info, module, weight, activation)
 
     def _check_frozen(self, info: LayerInfo, candidates: LayerCandidates) -> None:
