@@ -57,6 +57,7 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, window: Any) -> Tensor:
         turned = x.contiguous(memory_format=torch.channels_last)
+        found: Tensor
         found, places = torch.ops.aten.max_pool2d_with_indices(turned, *window)
         ctx.save_for_backward(x, places.contiguous())
         ctx.window = window
@@ -66,4 +67,5 @@ class _MaxPool(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         x, places = ctx.saved_tensors
         grad = grad_outputs[0].contiguous()
-        return torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *ctx.window, places), None
+        found: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *ctx.window, places)
+        return found, None
