@@ -32,7 +32,7 @@ from dqss.functional import (
     refine_channels,
 )
 from dqss.remaking import offer
-from dqss.spec import Granularity, PerChannel, PerGroup, QuantSpec
+from dqss.spec import Granularity, PerChannel, PerGroup, PerTensor, QuantSpec
 
 
 @dataclass(frozen=True)
@@ -355,6 +355,8 @@ def mix_codes(weights: Tensor, codes: CodeStack | Sequence[Codes], place: int | 
 def as_blocks(x: Tensor, granularity: Granularity) -> Tensor:
     """``x`` as contiguous fp32 ``[A, C, B]`` with its channels in the middle."""
     x = x.detach().to(torch.float32).contiguous()
+    if isinstance(granularity, PerTensor):
+        return x.view(1, 1, -1)
     if isinstance(granularity, PerChannel) and x.ndim:
         position = granularity.axis % x.ndim
         before, after = x.shape[:position], x.shape[position + 1 :]
