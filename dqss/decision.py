@@ -22,14 +22,23 @@ class Relaxation(ABC):
     """How logits become the K mixture weights of one forward pass."""
 
     @abstractmethod
-    def weights(self, logits: Tensor, noise: Tensor, place: int | None) -> Tensor:
-        """Non-negative weights ``[K]`` that sum to one, differentiable in ``logits``.
+    def soft(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """What the gradient of the K weights reaches: they themselves, unless there is a :meth:`place`.
 
         Args:
             logits: ``[K]``.
             noise: K draws of the standard Gumbel distribution, fixed for the step.
+        """
+
+    def weights(self, logits: Tensor, noise: Tensor, place: int | None) -> Tensor:
+        """Non-negative weights ``[K]`` that sum to one, differentiable in ``logits``.
+
+        Args:
+            logits, noise: as for :meth:`soft`.
             place: what :meth:`places` says of them.
         """
+        soft = self.soft(logits, noise)
+        return soft if place is None else _one_hot(soft, place)
 
     def places(self, logits: Tensor, noise: Tensor) -> Sequence[int | None]:
         """For each row of ``[D, K]`` the one option whose weight is 1 while the others' are 0.
@@ -46,8 +55,8 @@ class Softmax(Relaxation):
 
     temperature: float = 1.0
 
-    def weights(self, logits: Tensor, noise: Tensor, place: int | None) -> Tensor:
-        """See :meth:`Relaxation.weights`; the noise is ignored."""
+    def soft(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """See :meth:`Relaxation.soft`; the noise is ignored."""
         return torch.softmax(logits / self.temperature, dim=0)
 
 
@@ -57,9 +66,9 @@ class StraightThroughGumbel(Relaxation):
 
     temperature: float = 1.0
 
-    def weights(self, logits: Tensor, noise: Tensor, place: int | None) -> Tensor:
-        """See :meth:`Relaxation.weights`; exactly one-hot in value."""
-        return _one_hot(torch.softmax((logits + noise) / self.temperature, dim=0), place)
+    def soft(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """See :meth:`Relaxation.soft`."""
+        return torch.softmax((logits + noise) / self.temperature, dim=0)
 
     def places(self, logits: Tensor, noise: Tensor) -> Sequence[int]:
         """See :meth:`Relaxation.places`."""
@@ -76,9 +85,9 @@ class OneHot(Relaxation):
 
     choice: int
 
-    def weights(self, logits: Tensor, noise: Tensor, place: int | None) -> Tensor:
-        """See :meth:`Relaxation.weights`."""
-        return _one_hot(logits, place)
+    def soft(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """See :meth:`Relaxation.soft`."""
+        return logits
 
     def places(self, logits: Tensor, noise: Tensor) -> Sequence[int]:
         """See :meth:`Relaxation.places`."""
@@ -93,9 +102,9 @@ class Sampled(Relaxation):
     :mod:`dqss.effects`.
     """
 
-    def weights(self, logits: Tensor, noise: Tensor, place: int | None) -> Tensor:
-        """See :meth:`Relaxation.weights`; exactly one-hot in value."""
-        return _one_hot(logits, place)
+    def soft(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """See :meth:`Relaxation.soft`."""
+        return logits
 
     def places(self, logits: Tensor, noise: Tensor) -> Sequence[int]:
         """See :meth:`Relaxation.places`."""
@@ -108,9 +117,9 @@ class Frozen(Relaxation):
 
     choice: int
 
-    def weights(self, logits: Tensor, noise: Tensor, place: int | None) -> Tensor:
-        """See :meth:`Relaxation.weights`; constant, so that no gradient reaches the logits."""
-        return _one_hot(logits.detach(), place)
+    def soft(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """See :meth:`Relaxation.soft`; constant, so that no gradient reaches the logits."""
+        return logits.detach()
 
     def places(self, logits: Tensor, noise: Tensor) -> Sequence[int]:
         """See :meth:`Relaxation.places`."""
@@ -175,6 +184,19 @@ class Decision(KeepsPrecision):
     def weights(self) -> Tensor:
         """Mixture weights ``[K]`` of this forward pass, fp32 also under autocast."""
         return self.relaxation.weights(self.logits.float(), self.noise.float(), self.place())
+
+    def mixture(self) -> tuple[Tensor, int | None]:
+        """For one forward pass: the weights and None, or what their gradient reaches and :meth:`place`.
+
+        Where one option alone has a weight, nobody need write down the zeros of the others.
+        """
+        return self.relaxation.soft(self.logits.float(), self.noise.float()), self.place()
+
+    def relax(self, relaxation: Relaxation) -> None:
+        """Use ``relaxation`` from now on."""
+        self.__dict__["relaxation"] = (
+            relaxation  # not by the way of modules, which looks for parameters first
+        )
 
     def draw(self, generator: torch.Generator) -> None:
         """Draw this step's Gumbel noise; see :func:`draw_all`."""
@@ -255,8 +277,8 @@ def draw_all(decisions: Sequence[Decision], generators: Sequence[torch.Generator
         size = len(group[0][0].options)
         uniform = torch.stack([torch.rand(size, generator=generator) for _, generator in group])
         noise = -torch.log(-torch.log(uniform.clamp_(1e-20, 1 - 1e-7)))
-        for (decision, _), row in zip(group, noise.to(group[0][0].noise.device), strict=True):
-            decision.noise.copy_(row)
+        rows = list(noise.to(group[0][0].noise.device))
+        torch._foreach_copy_([decision.noise for decision, _ in group], rows)
     place_all(decisions)
 
 
@@ -269,7 +291,8 @@ def place_all(decisions: Sequence[Decision]) -> None:
             logits = torch.stack([decision.logits for decision in those]).float()
             noise = torch.stack([decision.noise for decision in those]).float()
             for decision, place in zip(those, relaxation.places(logits, noise), strict=True):
-                decision._placed = (decision._state, place)
+                # Not by the way of modules, which looks for parameters first.
+                decision.__dict__["_placed"] = decision._state, place
 
 
 @torch.no_grad()
@@ -283,10 +306,9 @@ def set_outcomes(decisions: Sequence[Decision], logits: Tensor) -> None:
         logits: ``[D, C]``, one for each outcome.
     """
     outcome = torch.stack([decision.outcome for decision in decisions])
-    alike = torch.zeros_like(logits).scatter_add(1, outcome, torch.ones_like(outcome, dtype=logits.dtype))
-    rows = (logits - alike.log()).gather(1, outcome)
-    for decision, row in zip(decisions, rows, strict=True):
-        decision.logits.copy_(row)
+    members = torch.zeros_like(logits).scatter_add(1, outcome, torch.ones_like(outcome, dtype=logits.dtype))
+    rows = (logits - members.log()).gather(1, outcome)
+    torch._foreach_copy_([decision.logits for decision in decisions], list(rows))
 
 
 def _by_size(things: Sequence[T], of: Callable[[T], Decision]) -> list[list[T]]:
@@ -294,6 +316,14 @@ def _by_size(things: Sequence[T], of: Callable[[T], Decision]) -> list[list[T]]:
     groups: dict[int, list[T]] = {}
     for thing in things:
         groups.setdefault(len(of(thing).options), []).append(thing)
+    return list(groups.values())
+
+
+def alike(decisions: Sequence[Decision]) -> list[list[Decision]]:
+    """Decisions with equally many options and outcomes together: each group is one stacked tensor."""
+    groups: dict[tuple[int, int], list[Decision]] = {}
+    for decision in decisions:
+        groups.setdefault((len(decision.options), decision.outcomes), []).append(decision)
     return list(groups.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Distinct:
         rows = tuple(first.index(k) for k in alike)
         return cls(first, rows, torch.tensor(rows, device=device))
 
-    @property
+    @cached_property
     def all_differ(self) -> bool:
         """Whether no two are the same."""
         return len(self.first) == len(self.rows)
@@ -45,4 +46,4 @@ class Distinct:
 
     def share(self, sums: Tensor) -> Tensor:
         """What was found of the rows, ``[U]``, for each candidate, ``[K]``."""
-        return sums if self.all_differ else sums[self.index]
+        return sums if self.all_differ else sums.index_select(0, self.index)

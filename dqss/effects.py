@@ -115,19 +115,27 @@ def logits_of_entropy(effects: list[Tensor], entropy: float) -> list[Tensor]:
     return [-v / temperature for v in effects]
 
 
+_NOTHING = -750.0
+"""Log of a probability that is zero in fp64."""
+
+
 class _MeanEntropy:
     """Mean entropy of ``softmax(-v / temperature)`` over all decisions, as a share of ``log K``."""
 
     def __init__(self, effects: list[Tensor]) -> None:
-        rows = [v for v in effects if len(v)]
+        rows = [v.amin(-1, keepdim=True) - v for v in effects if len(v)]
         width = max(v.shape[-1] for v in rows)
         # An option of infinite potential has no probability, and adds no entropy.
-        padded = [torch.nn.functional.pad(v, (0, width - v.shape[-1]), value=math.inf) for v in rows]
-        self.effects = torch.cat(padded)
+        padded = [torch.nn.functional.pad(v, (0, width - v.shape[-1]), value=-math.inf) for v in rows]
+        self.below = torch.cat(padded)
         self.most = torch.cat([v.new_full((len(v),), math.log(v.shape[-1])) for v in rows])
 
     def __call__(self, temperatures: Tensor) -> Tensor:
         """Shares ``[T]`` at each of ``temperatures``."""
-        p = torch.softmax(-self.effects / temperatures[:, None, None], dim=-1)
-        shares: Tensor = torch.special.entr(p).sum(-1) / self.most
+        # Written out: softmax over a few values each takes several times as long.
+        exponents = (self.below / temperatures[:, None, None]).clamp_(min=_NOTHING)
+        parts = exponents.exp()
+        total = parts.sum(-1)
+        entropy = total.log() - (parts * exponents).sum(-1) / total
+        shares: Tensor = entropy / self.most
         return shares.mean(-1)

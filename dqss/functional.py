@@ -47,7 +47,9 @@ def channel_view(x: Tensor, granularity: Granularity, fill: float | None = None)
     """
     if isinstance(granularity, PerTensor):
         return x.reshape(1, -1)
-    rows = x.movedim(granularity.axis, 0).flatten(1) if x.ndim > 1 else x.reshape(-1, 1)
+    # A view costs as much as a small loop.
+    first = x if granularity.axis == 0 else x.movedim(granularity.axis, 0)
+    rows = first.flatten(1) if x.ndim > 1 else x.reshape(-1, 1)
     if isinstance(granularity, PerGroup):
         count, size = _groups(x.shape, granularity)
         missing = count * size - rows.shape[1]
@@ -65,6 +67,8 @@ def from_channel_view(rows: Tensor, shape: Sequence[int], granularity: Granulari
     if isinstance(granularity, PerGroup):
         rows = rows.reshape(shape[granularity.axis], -1)[:, : _inner(shape, granularity)]
     axis = granularity.axis % len(shape)
+    if axis == 0:
+        return rows.reshape(shape).contiguous()
     rest = [size for position, size in enumerate(shape) if position != axis]
     return rows.reshape(shape[axis], *rest).movedim(0, axis).contiguous()
 

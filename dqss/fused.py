@@ -5,9 +5,10 @@ and writes one tensor, forward and backward; eager, it makes some ten passes a c
 nothing can be compiled (no C++ compiler, say) the eager loops run, after one warning.
 
 Shapes: ``x`` and ``grad`` are ``[A, C, B]``; ``scale``, ``low`` and ``high`` ``[K, C]`` with
-bounds of ``code - zero_point``; ``weights`` ``[K]``. C is 1 per tensor. Where one option alone was
-drawn, ``quantize`` gets the grid of that one, ``[1, C]``, and ``drawn_backward`` both. Codes are
-``[K, C T, n]``, each channel in T pieces: long sums are compiled to something slow.
+bounds of ``code - zero_point``; ``weights`` ``[K]``. C is 1 per tensor. ``grids`` are the three of
+them as one, ``[3, K, C]``. Where one option alone was drawn, ``quantize`` gets the grid of that one,
+``[3, C]``, and ``drawn_backward`` both. Codes are ``[K, C T, n]``, each channel in T pieces: long sums
+are compiled to something slow.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dqss.direct import Direct, Key, key_of, watched
+
 SMALL = 2048
 """Fewer quantizations of one element each run eager: launching a compiled kernel would cost more."""
 
@@ -30,9 +33,17 @@ VARIANTS = 64
 """Compiled forms of one loop at most: one for each K and kind of shape, whatever the sizes."""
 
 
-def _quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    step = scale[0][:, None]
-    return torch.clamp(torch.round(x / step), low[0][:, None], high[0][:, None]) * step
+_WHOLE = 1.5 * 2.0**23
+"""Added to a float, it leaves the nearest whole number in the last bits, to even, in the order of integers.
+
+Clamping these asks no questions about what is not a number; such a loss ends the search before. Codes
+have at most 16 bits, and whatever is as large as 2**22 is clamped where it should be.
+"""
+
+
+def _quantize(x: Tensor, grid: Tensor) -> Tensor:
+    step, low, high = grid[0][:, None], grid[1][:, None], grid[2][:, None]
+    return torch.clamp(torch.round(x / step), low, high) * step
 
 
 def _mix(x: Tensor, weights: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -59,22 +70,16 @@ def _mix_backward(
 
 
 def _drawn_backward(
-    x: Tensor,
-    grad: Tensor,
-    scale: Tensor,
-    low: Tensor,
-    high: Tensor,
-    inverse: Tensor,
-    own_scale: Tensor,
-    own_low: Tensor,
-    own_high: Tensor,
+    x: Tensor, grad: Tensor, grids: Tensor, inverse: Tensor, own: Tensor
 ) -> tuple[Tensor, Tensor]:
-    codes = torch.round(x / own_scale[0][:, None])
-    inside = codes == torch.clamp(codes, own_low[0][:, None], own_high[0][:, None])
+    codes = torch.round(x / own[0][:, None])
+    inside = codes == torch.clamp(codes, own[1][:, None], own[2][:, None])
+    scale, low, high = grids[0], (grids[1] + _WHOLE).view(torch.int32), (grids[2] + _WHOLE).view(torch.int32)
     sums = []
     for k in range(scale.shape[0]):
         # Only sums come of these codes: what a division would round otherwise, at ties, is lost in them.
-        codes = torch.clamp(torch.round(x * inverse[k][:, None]), low[k][:, None], high[k][:, None])
+        shifted = (x * inverse[k][:, None] + _WHOLE).view(torch.int32)
+        codes = torch.clamp(shifted, low[k][:, None], high[k][:, None]).view(torch.float32) - _WHOLE
         sums.append(((grad * codes).sum((0, 2)) * scale[k]).sum())
     return torch.where(inside, grad, 0.0), torch.stack(sums)
 
@@ -124,6 +129,7 @@ class Kernel:
         self.eager = eager
         self.compiled: Callable[..., Any] | None = None
         self._seen: set[tuple[torch.Size, ...]] = set()
+        self._direct: dict[Key, Direct | None] = {}
 
     def __call__(self, work: int, *args: Tensor) -> Any:
         """Run the fused form where it pays, else the eager one; ``work`` is elements times options."""
@@ -140,13 +146,23 @@ class Kernel:
     def _run(self, work: int, *args: Tensor) -> Any:
         if not self.fuses(work):
             return self.eager(*args)
+        key = key_of(args)
+        known = self._direct.get(key) if key is not None else None
+        return self._compiled(key, args) if known is None else known(args)
+
+    def _compiled(self, key: Key | None, args: tuple[Tensor, ...]) -> Any:
+        """The long way, which is watched the first time that it is gone with such arguments."""
         if self.compiled is None:
             # It reports a CUDA toolkit without a GPU as if that were trouble.
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             self.compiled = torch.compile(self.eager, dynamic=True)
         try:
+            bare = [_bare(arg) for arg in args]
             with self._room_for(args):
-                return self.compiled(*map(_bare, args))
+                if key is None or key in self._direct:
+                    return self.compiled(*bare)
+                result, self._direct[key] = watched(self.compiled, bare)
+                return result
         except Exception as error:
             # Whatever the compiler trips over, the eager form computes the same.
             Kernel.broken = True

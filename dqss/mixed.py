@@ -90,6 +90,10 @@ class MixedQuantizer(nn.Module, ABC):
         """The distinct granularities of the candidates, in order."""
         return list(dict.fromkeys(self[k].candidate.spec.granularity for k in range(len(self.candidates))))
 
+    def switch(self, mode: Mode) -> None:
+        """Set :attr:`mode`, and not by the way of modules, which looks for parameters first."""
+        self.__dict__["mode"] = mode
+
     @property
     def idle(self) -> bool:
         """Whether it only hands on what it is given."""
@@ -122,7 +126,7 @@ class MixedActivation(MixedQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x`` as the mode says; integers pass through."""
-        self.calls += 1
+        self.__dict__["calls"] += 1
         if self.mode is Mode.FLOAT or not x.is_floating_point():
             return x
         if self.mode is Mode.OBSERVE:
@@ -133,7 +137,8 @@ class MixedActivation(MixedQuantizer):
         if self.alone:
             found: Tensor = self[self.decision.choice](x)
             return found
-        return mix_fake_quantize(x, self.decision.weights(), self._grids(x.shape), self.decision.place())
+        weights, place = self.decision.mixture()
+        return mix_fake_quantize(x, weights, self._grids(x.shape), place)
 
     def _grids(self, shape: torch.Size) -> GridStack:
         """All grids, stacked once: after calibration they stay as they are."""
@@ -281,14 +286,15 @@ class MixedWeight(MixedQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight that the layer multiplies with, as the mode says."""
-        self.calls += 1
+        self.__dict__["calls"] += 1
         if self.mode is Mode.FLOAT or self.mode is Mode.OBSERVE:
             return weight
         if self.mode is Mode.PROBE:
             return self._probe(weight)
         if self.alone:
             return self.stack.choose(self.decision.choice).to(weight.dtype)
-        return mix_codes(self.decision.weights(), self.stack, self.decision.place()).to(weight.dtype)
+        weights, place = self.decision.mixture()
+        return mix_codes(weights, self.stack, place).to(weight.dtype)
 
     def _probe(self, weight: Tensor) -> Tensor:
         """``weight`` as a leaf of its own; the same one for all that read it for one output."""

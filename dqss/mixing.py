@@ -32,7 +32,7 @@ from dqss.functional import (
     refine_channels,
 )
 from dqss.remaking import offer
-from dqss.spec import Granularity, PerChannel, PerGroup, QuantSpec
+from dqss.spec import Granularity, PerChannel, PerGroup, PerTensor, QuantSpec
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,14 @@ class GridStack:
         return 1 / self.scale
 
     @cached_property
-    def alone(self) -> list[list[Tensor]]:
-        """Scale and both bounds of each of the K candidates, ``[1, C]`` in memory of their own."""
-        return [
-            [part[row : row + 1].clone() for part in (self.scale, self.low, self.high)]
-            for row in self.distinct.rows
-        ]
+    def parts(self) -> Tensor:
+        """Scale and both bounds as one, ``[3, U, C]``."""
+        return torch.stack((self.scale, self.low, self.high))
+
+    @cached_property
+    def alone(self) -> list[Tensor]:
+        """The same of each of the K candidates, ``[3, C]`` in memory of their own."""
+        return [self.parts[:, row].clone() for row in self.distinct.rows]
 
     def fits(self, shape: torch.Size) -> bool:
         """Whether a tensor of ``shape`` has as many channels."""
@@ -134,7 +136,7 @@ class _MixFakeQuantize(torch.autograd.Function):
 def on_grid(x: Tensor, grids: GridStack, place: int) -> Tensor:
     """``x`` on the grid of the candidate at ``place``, like ``x``; without a gradient."""
     blocks = as_blocks(x, grids.granularity)
-    quantized = fused.quantize(x.numel(), blocks, *grids.alone[place])
+    quantized = fused.quantize(x.numel(), blocks, grids.alone[place])
     return from_blocks(quantized, x.shape, grids.granularity).to(x.dtype)
 
 
@@ -152,9 +154,8 @@ class _DrawnFakeQuantize(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         grids: GridStack = ctx.grids
         blocks, grad = (as_blocks(part, grids.granularity) for part in (x, grad_outputs[0]))
-        rows = (grids.scale, grids.low, grids.high, grids.inverse)
         passed, sums = fused.drawn_backward(
-            x.numel() * len(grids.scale), blocks, grad, *rows, *grids.alone[ctx.place]
+            x.numel() * len(grids.scale), blocks, grad, grids.parts, grids.inverse, grids.alone[ctx.place]
         )
         sums = grids.distinct.share(sums)
         return from_blocks(passed, x.shape, grids.granularity).to(x.dtype), sums, None, None
@@ -167,7 +168,7 @@ def mix_fake_quantize(
 
     Args:
         x: any shape; bf16 and fp16 are mixed in fp32 and returned in their own type.
-        weights: ``[K]`` fp32.
+        weights: ``[K]`` fp32. With ``place`` only their gradient counts, not what they are.
         grids: K grids, or their stack.
         place: the only option with a weight, if that is known: the others are then left out on
             the way forward. On the way back all K have their gradient.
@@ -287,16 +288,25 @@ class CodeStack:
 
     def choose(self, index: int) -> Tensor:
         """The weight of one candidate, bit for bit ``codes[index].dequantize()``."""
-        row = self.distinct.rows[index]
-        codes = self.steps[row]
-        return self.restore(fused.restore(codes.numel(), self.scale[row], codes))
+        scale, codes = self.alone[self.distinct.rows[index]]
+        return self.restore(fused.restore(codes.numel(), scale, codes))
+
+    @cached_property
+    def alone(self) -> list[tuple[Tensor, Tensor]]:
+        """Scale ``[C]`` and codes ``[C, n]`` of each row."""
+        return list(zip(self.scale, self.steps, strict=True))
+
+    @cached_property
+    def pieces(self) -> Tensor:
+        """The codes in pieces whose sums are fast, ``[U, C T, n / T]``."""
+        distinct, channels, length = self.steps.shape
+        piece = longest_piece(length)
+        return self.steps.view(distinct, channels * length // piece, piece)
 
     def sums(self, grad: Tensor) -> Tensor:
         """Inner products ``[K]`` of all candidates with ``grad``, in the shape of the weight."""
-        distinct, channels, length = self.steps.shape
-        piece = longest_piece(length)
-        codes = self.steps.view(distinct, channels * length // piece, piece)
-        rows = self.rows(grad).reshape(-1, piece)
+        codes = self.pieces
+        rows = self.rows(grad).reshape(codes.shape[1:])
         return self.distinct.share(fused.mix_codes_backward(codes.numel(), rows, self.scale, codes))
 
     def mix(self, weights: Tensor) -> Tensor:
@@ -345,6 +355,8 @@ def mix_codes(weights: Tensor, codes: CodeStack | Sequence[Codes], place: int | 
 def as_blocks(x: Tensor, granularity: Granularity) -> Tensor:
     """``x`` as contiguous fp32 ``[A, C, B]`` with its channels in the middle."""
     x = x.detach().to(torch.float32).contiguous()
+    if isinstance(granularity, PerTensor):
+        return x.view(1, 1, -1)
     if isinstance(granularity, PerChannel) and x.ndim:
         position = granularity.axis % x.ndim
         before, after = x.shape[:position], x.shape[position + 1 :]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from dqss import quantizers
+from dqss import pooling, quantizers, stem
 from dqss.attach import (
     attach_input,
     attach_weight,
@@ -35,7 +35,6 @@ from dqss.points import forget as forget_points
 from dqss.products import ProductSearch, SearchableProduct, forget
 from dqss.remaking import Remaking
 from dqss.space import LayerCandidates, LayerInfo, SearchSpace
-from dqss.stem import hasten
 
 Assignment = Mapping[str, int]
 """The chosen option of each decision, by the decision's name."""
@@ -71,6 +70,8 @@ class Supernet(nn.Module):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         forbid_nested(model)
+        for module in model.modules():
+            pooling.hasten(module)
         self.space = space
         self._remaking = Remaking()
         self.layers: dict[str, SearchableLayer] = {}
@@ -114,7 +115,7 @@ class Supernet(nn.Module):
             decision = Decision(f"{info.name}.activation", candidates.activation)
             activation = self.activation_type(candidates.activation, decision, input_shape(module, info))
             attach_input(module, activation)
-            hasten(module)
+            stem.hasten(module)
         return SearchableLayer(info, module, weight, activation)
 
     def _check_frozen(self, info: LayerInfo, candidates: LayerCandidates) -> None:
@@ -193,14 +194,14 @@ class Supernet(nn.Module):
     @contextmanager
     def mode(self, mode: Mode | str) -> Iterator[None]:
         """Run everything inside as ``"float"``, ``"relaxed"`` or ``"discrete"``."""
-        before = [(quantizer, quantizer.mode) for quantizer in self.quantizers()]
+        before, mode = [(quantizer, quantizer.mode) for quantizer in self.quantizers()], Mode(mode)
         for quantizer, _ in before:
-            quantizer.mode = Mode(mode)
+            quantizer.switch(mode)
         try:
             yield
         finally:
             for quantizer, previous in before:
-                quantizer.mode = previous
+                quantizer.switch(previous)
 
     @contextmanager
     def running(self, network: nn.Module) -> Iterator[None]:
@@ -231,7 +232,7 @@ class Supernet(nn.Module):
     def relax(self, relaxation: Relaxation) -> None:
         """Use ``relaxation`` in every decision."""
         for decision in self.decisions.values():
-            decision.relaxation = relaxation
+            decision.relax(relaxation)
 
     def draw(self, seed: int, step: int) -> None:
         """Draw the noise of one step: a function of seed, step and decision name only."""

@@ -296,6 +296,7 @@ def test_without_a_compiler_the_eager_kernels_go_on(monkeypatch: pytest.MonkeyPa
     assert len(kernels) == 7
     for one in kernels:
         monkeypatch.setattr(one, "compiled", missing)
+        monkeypatch.setattr(one, "_direct", {})
     with fused.fused(True), pytest.warns(UserWarning, match="no C.. compiler found$") as caught:
         found = everything(LARGE)
     assert len(caught) == 1

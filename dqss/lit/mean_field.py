@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dqss.budget.steer import Steering
-from dqss.decision import Decision, set_outcomes
+from dqss.decision import Decision, alike, set_outcomes
 from dqss.effects import logits_of_entropy, pool, potentials
 from dqss.errors import NonFiniteError
+from dqss.lit.tally import Tally, tallies
 
 ESTIMATED = 20.0
 """Samples of each option that an estimate from before the search is worth."""
@@ -68,18 +69,24 @@ class MeanField(Optimizer):
         self._estimates = None if steering is None else steering.estimates
         self._potentials: list[tuple[list[Decision], Tensor]] = []
         self.steering = steering
-        for logits in self._logits():
-            # Of their final shape from the start, so that checkpoints always fit.
-            k = len(logits)
-            # In the type of the logits: torch gives any other back in that one on loading.
-            self.state[logits]["sums"] = logits.new_zeros(k, k, requires_grad=False)
-            self.state[logits]["counts"] = logits.new_zeros(k, requires_grad=False)
-            self.state[logits]["step"] = torch.tensor(0.0)
+        self._tallies = tallies(self.decisions)
+        self._keep()
         if shown:
             self._begin(shown)
 
-    def _logits(self) -> list[Tensor]:
-        return [decision.logits for decision in self.decisions]
+    def _keep(self) -> None:
+        """What is known is the state, of its final shape from the start: checkpoints always fit."""
+        for tally in self._tallies:
+            for decision, row in zip(tally.decisions, tally.rows, strict=True):
+                self.state[decision.logits] = row
+
+    def _gather(self) -> None:
+        """Go on from whatever the state is: loading replaces it, and trainers may move it."""
+        for tally in self._tallies:
+            states = [self.state[decision.logits] for decision in tally.decisions]
+            if not tally.holds(states):
+                tally.take(states)
+        self._keep()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -88,6 +95,7 @@ class MeanField(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._gather()
         self._learn()
         self._place()
         if self.steering is not None:
@@ -109,32 +117,27 @@ class MeanField(Optimizer):
 
     def _place(self) -> None:
         """Set all logits by what is known, at the entropy that is wanted now."""
-        groups = _alike(self.decisions)
-        found = [potentials(*self._known(group)) for group in groups]
+        groups = [tally.decisions for tally in self._tallies]
+        found = [potentials(*self._known(tally)) for tally in self._tallies]
         self._potentials = list(zip(groups, found, strict=True))
         if self.steering is not None:
             found = self.steering.priced(groups, found)
-        done = int(self.state[self.decisions[0].logits]["step"])
+        done = int(self._tallies[0].steps[0])
         for group, rows in zip(groups, logits_of_entropy(found, self.entropy(done)), strict=True):
             live = [k for k, decision in enumerate(group) if not decision.frozen]
             if live:
-                set_outcomes([group[k] for k in live], rows[live])
+                set_outcomes([group[k] for k in live], rows if len(live) == len(group) else rows[live])
 
     def _learn(self) -> None:
-        torch._foreach_add_([self.state[logits]["step"] for logits in self._logits()], 1)
-        learning = [self.state[d.logits] for d in self.decisions if not d.frozen]
-        if learning:  # torch refuses an empty list
-            for key in ("sums", "counts"):
-                torch._foreach_mul_([state[key] for state in learning], self.param_groups[0]["memory"])
+        for tally in self._tallies:
+            tally.steps += 1
+            tally.forget(self.param_groups[0]["memory"])
         found = [(d, d.logits.grad) for d in self.decisions if d.logits.grad is not None]
         # One look at all of them: each look at one would wait for the device.
         if found and not bool(torch.isfinite(torch.cat([gradient for _, gradient in found])).all()):
             self._refuse(found)
-        for decision, gradient in found:
-            place = decision.place()
-            assert place is not None
-            self.state[decision.logits]["sums"][place] += gradient - gradient[place]
-            self.state[decision.logits]["counts"][place] += 1
+        for tally in self._tallies:
+            tally.add([decision.logits.grad for decision in tally.decisions])
 
     def _refuse(self, found: Sequence[tuple[Decision, Tensor]]) -> NoReturn:
         """It would stay in the sums for good, and every choice would be left to chance."""
@@ -145,16 +148,12 @@ class MeanField(Optimizer):
             "skip its layer in the search space, or use another loss"
         )
 
-    def _known(self, group: Sequence[Decision]) -> tuple[Tensor, Tensor]:
-        """Sums and counts of outcomes: options that are alike are learned of together.
-
-        The decisions have equally many options, and equally many outcomes.
-        """
-        states = [self.state[decision.logits] for decision in group]
-        sums, counts = (torch.stack([state[key] for state in states]) for key in ("sums", "counts"))
+    def _known(self, tally: Tally) -> tuple[Tensor, Tensor]:
+        """Sums and counts of outcomes: options that are alike are learned of together."""
+        sums, counts = tally.sums, tally.counts
         if self._estimates is not None:
             effects, noise = (
-                torch.stack([known[decision.name] for decision in group]).to(sums)
+                torch.stack([known[decision.name] for decision in tally.decisions]).to(sums)
                 for known in (self._estimates.effects, self._estimates.noise)
             )
             sums = sums + counts[..., None] * noise + ESTIMATED * (effects[:, None, :] - effects[:, :, None])
@@ -162,13 +161,16 @@ class MeanField(Optimizer):
             # Either side is right by itself: each pair has the mean of all its samples.
             pairs = (sums - sums.mT) / (counts[:, :, None] + counts[:, None, :])
             sums = counts[..., None] * pairs
-        if group[0].outcomes == len(group[0].options):
+        if tally.outcomes == tally.counts.shape[1]:
             return sums, counts
-        return pool(sums, counts, torch.stack([d.outcome for d in group]), group[0].outcomes)
+        return pool(sums, counts, tally.outcome, tally.outcomes)
 
     def effects(self, decision: Decision) -> Tensor:
         """What is known of a decision's outcomes: ``[C]`` fp64, in units of the loss, of mean zero."""
-        return potentials(*self._known([decision]))[0]
+        self._gather()
+        tally = next(tally for tally in self._tallies if decision in tally.decisions)
+        row: Tensor = potentials(*self._known(tally))[tally.decisions.index(decision)]
+        return row
 
     def learned(self) -> dict[str, Tensor]:
         """What the last step knew of every decision: the effect of each option, ``[K]`` fp64, by name.
@@ -188,18 +190,10 @@ def begin_informed(steering: Steering, entropy: float) -> None:
     """Set logits and prices to where estimates of the effects would lead a search at an entropy."""
     assert steering.estimates is not None
     known = steering.estimates.effects
-    groups = _alike(steering.decisions)
+    groups = alike(steering.decisions)
     effects = [torch.stack([d.mean_by_outcome(known[d.name]) for d in group]) for group in groups]
     for _ in range(SETTLING):
         priced = steering.priced(groups, effects)
         for group, rows in zip(groups, logits_of_entropy(priced, entropy), strict=True):
             set_outcomes(group, rows.to(group[0].logits))
         steering.adapt()
-
-
-def _alike(decisions: Sequence[Decision]) -> list[list[Decision]]:
-    """Decisions with equally many options and outcomes together: each group is one stacked tensor."""
-    groups: dict[tuple[int, int], list[Decision]] = {}
-    for decision in decisions:
-        groups.setdefault((len(decision.options), decision.outcomes), []).append(decision)
-    return list(groups.values())
