@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from dqss import cli
 from dqss.apply import apply_strategy
+from dqss.arithmetic import FAKE_QUANTIZED, Arithmetic
 from dqss.bundle import Bundle, load
 from dqss.calls import call_model
-from dqss.errors import DataError
+from dqss.deploy.targets import target_named
+from dqss.errors import DataError, UserError
 from dqss.io import ensure_folder, write_json_atomic
 from dqss.lit.summary import print_rows
 from dqss.losses import Distance, default_distance
@@ -24,7 +26,14 @@ from dqss.prepare import prepare
 from dqss.progress import ConsoleReporter
 from dqss.signature import example_inputs
 
-OPTIONS = {"strategy": str, "threads": int | None, "force": bool, "progress": str, "run_dir": str}
+OPTIONS = {
+    "strategy": str,
+    "target": str | None,
+    "threads": int | None,
+    "force": bool,
+    "progress": str,
+    "run_dir": str,
+}
 ROWS = ("float", "searched")
 
 
@@ -40,7 +49,8 @@ def main(config: DictConfig) -> None:
     loader = data.val_dataloader()
     if loader is None:
         raise DataError("there is no validation data; give data.validation_dir=FOLDER")
-    quantized = apply_strategy(loaded.module, bundle, force=config.force)
+    arithmetic = _arithmetic(config.target, bundle)
+    quantized = apply_strategy(loaded.module, bundle, force=config.force, arithmetic=arithmetic)
     name, metric = data.metric()
     reference, distance = _float(loaded.module, bundle), _distance(stored.method)
     reporter = ConsoleReporter(progress=config.progress)
@@ -101,6 +111,20 @@ def _float(model: nn.Module, bundle: Bundle) -> nn.Module:
     """The prepared network, which the search's distances were taken to."""
     signature = cast("dict[str, Any]", bundle.strategy.model.input.get("signature", {}))
     return prepare(model, example_inputs(signature), recipe=bundle.strategy.model.prepare).model
+
+
+def _arithmetic(target: str | None, bundle: Bundle) -> Arithmetic:
+    """What a target computes with; by default what the search looked at."""
+    if target is None:
+        return FAKE_QUANTIZED
+    known = target_named(target)
+    known.check_strategy(bundle.strategy)
+    if known.arithmetic != FAKE_QUANTIZED and not bundle.strategy.points:
+        raise UserError(
+            f"target={target}: the strategy has no points, so that hardly anything would be computed as "
+            f"there; search with target={target}"
+        )
+    return known.arithmetic
 
 
 def _distance(method: DictConfig) -> Distance | None:

@@ -57,6 +57,33 @@ def test_the_file_answers_as_the_simulation(integer: Path, tmp_path: Path) -> No
     assert np.array_equal(found, integers) and report["parity"]["arithmetic"] == str(ONNXRUNTIME)
 
 
+def test_it_is_measured_in_the_integers_of_a_target(integer: Path, finished: Path, tmp_path: Path) -> None:
+    words = (f"strategy={integer}", "run_dir=out", "target=onnxruntime-cpu")
+    assert call("evaluate", *words, cwd=tmp_path).code == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["searched"]["validation"]
+    model, bundle, data = digits_resnet20().module, dqss.load(integer), Digits()
+    data.configure(DIGITS_INPUT, 10)
+    loader = data.val_dataloader()
+    assert loader is not None
+    images = torch.cat([images for images, _ in loader])
+    with torch.no_grad():
+        outputs = (model.eval()(images), dqss.apply_strategy(model, bundle, arithmetic=ONNXRUNTIME)(images))
+        wanted, logs = (torch.log_softmax(output, 1) for output in outputs)
+    kl = torch.nn.functional.kl_div(logs, wanted, reduction="batchmean", log_target=True)
+    assert found["distance"] == pytest.approx(float(kl), rel=1e-4)
+    searched = json.loads((integer / "metrics.json").read_text())["searched"]["validation"]["distance"]
+    assert abs(searched - float(kl)) > 1e-3 * float(kl)
+    strategy = f"strategy={finished}"
+    error = call("evaluate", strategy, "target=onnxruntime-cpu", cwd=tmp_path).error
+    assert "target 'onnxruntime-cpu' has no activations as" in error
+    assert "expected one of" in call("evaluate", strategy, "target=onnx", cwd=tmp_path).error
+    plain = tmp_path / "plain"
+    bits = ("search_space.weight_bits=8", "search_space.activation_bits=8", "method.oracle=false")
+    assert call("search", *TINY, *bits, f"run_dir={plain}", cwd=tmp_path).code == 0
+    error = call("evaluate", f"strategy={plain}", "target=onnxruntime-cpu", cwd=tmp_path).error
+    assert "target=onnxruntime-cpu: the strategy has no points" in error and "search with target=" in error
+
+
 def test_a_program_of_torch(integer: Path, tmp_path: Path) -> None:
     outcome = call("export", f"strategy={integer}", "run_dir=out", "format=torch", "images=50", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
