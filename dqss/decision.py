@@ -194,9 +194,8 @@ class Decision(KeepsPrecision):
 
     def relax(self, relaxation: Relaxation) -> None:
         """Use ``relaxation`` from now on."""
-        self.__dict__["relaxation"] = (
-            relaxation  # not by the way of modules, which looks for parameters first
-        )
+        # Not by the way of modules, which looks for parameters first.
+        self.__dict__["relaxation"] = relaxation
 
     def draw(self, generator: torch.Generator) -> None:
         """Draw this step's Gumbel noise; see :func:`draw_all`."""

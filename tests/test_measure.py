@@ -80,7 +80,7 @@ class Fixed(Relaxation):
 
     values: tuple[float, ...]
 
-    def weights(self, logits: Tensor, noise: Tensor, place: int | None) -> Tensor:
+    def soft(self, logits: Tensor, noise: Tensor) -> Tensor:
         return torch.tensor(self.values)
 
 
