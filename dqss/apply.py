@@ -148,8 +148,8 @@ def apply_strategy(
             f"the strategy is for another model: it has no layer {missing[0]!r}"
             + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
         )
-    integers = isinstance(arithmetic, IntegerKernels)
-    seen = reading(fixed.eval(), bundle, to_device(example, home(model))) if integers else None
+    kernels = arithmetic if isinstance(arithmetic, IntegerKernels) else None
+    seen = None if kernels is None else reading(fixed.eval(), bundle, to_device(example, home(model)))
     for name, choice in strategy.layers.items():
         module, info = layers[name]
         if choice.weight is not None:
@@ -166,8 +166,8 @@ def apply_strategy(
     if strategy.products or strategy.points:
         _attach_products(fixed, bundle)
         _attach_outputs(fixed, bundle)
-    if isinstance(arithmetic, IntegerKernels) and seen is not None:
-        attach_kernels(fixed, bundle, seen, arithmetic)
+    if kernels is not None and seen is not None:
+        attach_kernels(fixed, bundle, seen, kernels)
     if strategy.products or strategy.points:
         # Only a pass shows whether the network multiplies and adds as it did.
         call_model(fixed.eval(), to_device(example, home(model)))

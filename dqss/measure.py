@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dqss.calls import call_model
+from dqss.distortion import distortion
 from dqss.io import Journal
 from dqss.losses import Distance
 from dqss.precision import full_precision
@@ -171,17 +172,17 @@ class Evaluator:
         part: str,
         count: int | None = None,
         group: int = GROUP,
-        softer: bool = False,
+        alone: bool = False,
     ) -> Estimates:
         """Effect of switching each decision to each option, to second order.
 
         What an option adds of its own is in it, see :mod:`dqss.sensitivity`: where options differ in
         bits that is nearly all there is. On (the first ``count`` images of) a part, ``group`` images a pass;
-        also by a softer distance, if there is one and it is asked for.
+        with ``alone`` also the effects without slopes, by the distance and a softer one.
         """
         indices = self.parts[part][:count]
         groups = batches(indices, min(group, self.batch_size))
-        soft = self.distance.softer() if softer else None
+        softer = self.distance.softer() if alone else None
         with self.supernet.pinned(assignment):
             found = second_order(
                 self._run,
@@ -190,10 +191,10 @@ class Evaluator:
                 self.supernet.decisions,
                 assignment,
                 groups,
-                self.supernet.distortion(assignment),
-                soft,
+                distortion(self.supernet, assignment) if alone else None,
+                softer,
             )
-        self.meter.evaluations += (PASSES + (SOFTER_PASSES if soft else 0)) * len(indices)
+        self.meter.evaluations += (PASSES + (SOFTER_PASSES if softer else 0)) * len(indices)
         return found
 
     def _run(self, indices: Sequence[int]) -> Any:

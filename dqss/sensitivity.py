@@ -32,7 +32,7 @@ sums is that of the squares. More inputs at a time are faster, and a noisier mea
 PASSES = 5
 """Evaluations an input: forward 1, and two ways back of 2 each."""
 SOFTER_PASSES = 2
-"""As many again for a softer distance."""
+"""More of them for a softer distance."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Estimates:
     Attributes:
         effects: ``[K]``, of each option in place of the one around which they were made; zero for that.
         noise: ``[K, K]``, the part ``d'Fd / 2`` of a switch from option j to option k, on its own.
-        alone: ``[K]``, the effects without slopes, for switching nearly all decisions at once: by the
-            distance and, where they were asked for, by a softer one, in units of that.
+        alone: where they were asked for, ``[K]``, the effects without slopes, for switching nearly all
+            decisions at once: by the distance and by a softer one, if there is one, in units of that.
     """
 
     effects: dict[str, Tensor]
@@ -76,12 +76,14 @@ def second_order(
         decisions: by name.
         assignment: around which.
         groups: indices of inputs, so many at a time.
-        distortion: ``[K]``, summed squared differences to the option in place, of decisions about weights.
-        softer: another distance for effects without slopes.
+        distortion: ``[K]``, summed squared differences to the option in place, of decisions about weights;
+            None: no effects without slopes are wanted.
+        softer: another distance for these.
     """
     slopes = {name: torch.zeros(len(d.options), dtype=torch.float64) for name, d in decisions.items()}
     bends = {name: torch.zeros(len(s), len(s), dtype=torch.float64) for name, s in slopes.items()}
     bent = [(each, Squares(assignment)) for each in (distance, softer) if each is not None]
+    last = bent[-1][0]
     generator, count = torch.Generator().manual_seed(0), 0
     _take(decisions)  # what the last step of a search left there
     for group in groups:
@@ -92,15 +94,18 @@ def second_order(
         for each, squares in bent:
             signs = random_signs(output, generator)
             along = each.curvature_root(output.detach(), signs) * each.curvature_scale(output) ** 0.5
-            output.backward(along, retain_graph=each is not bent[-1][0])  # type: ignore[no-untyped-call]
+            output.backward(along, retain_graph=each is not last)  # type: ignore[no-untyped-call]
             bend = _take(decisions)
-            squares.add(bend)
+            if distortion is not None:
+                squares.add(bend)
             for name, row in bend.items() if each is distance else ():
                 bends[name] += (row[:, None] - row).square()
         count += len(group)
     noise = {name: bend / 2 / max(count, 1) for name, bend in bends.items()}
     effects = {name: slope / max(count, 1) + noise[name][assignment[name]] for name, slope in slopes.items()}
-    return Estimates(effects, noise, tuple(squares.costs(count, distortion or {}) for _, squares in bent))
+    if distortion is None:
+        return Estimates(effects, noise)
+    return Estimates(effects, noise, tuple(squares.costs(count, distortion) for _, squares in bent))
 
 
 class Squares:

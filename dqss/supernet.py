@@ -174,23 +174,6 @@ class Supernet(nn.Module):
                 found |= {f"{name}.{operand}": quantizer for operand, quantizer in each.operands()}
         return found
 
-    @torch.no_grad()
-    def distortion(self, assignment: Assignment) -> dict[str, Tensor]:
-        """How far each option is from the one assigned, for every decision that is about weights alone.
-
-        Summed squared differences ``[K]``, fp64 on the CPU, by the decision's name.
-        """
-        found: dict[str, Tensor] = {}
-        others = {q.decision.name for q in self.quantizers() if not isinstance(q, MixedWeight)}
-        for quantizer in self.quantizers():
-            name = quantizer.decision.name
-            if isinstance(quantizer, MixedWeight) and name not in others:
-                own = quantizer.stack.choose(assignment[name])
-                options = range(len(quantizer.candidates))
-                squares = [(quantizer.stack.choose(k) - own).double().square().sum() for k in options]
-                found[name] = found.get(name, 0) + torch.stack(squares).cpu()
-        return found
-
     @contextmanager
     def mode(self, mode: Mode | str) -> Iterator[None]:
         """Run everything inside as ``"float"``, ``"relaxed"`` or ``"discrete"``."""

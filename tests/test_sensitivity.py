@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.func import hessian
 
+from dqss.distortion import distortion
 from dqss.losses import Distance, KLDivergence, MeanAbsoluteError, MeanSquaredError
 from dqss.measure import Evaluator
 from dqss.sensitivity import Squares
@@ -59,7 +60,7 @@ def test_without_slopes_it_is_the_squared_distance_between_the_two_networks() ->
         return found
 
     found = of.second_order(assignment, "refine")
-    assert not found.alone[1:]
+    assert not found.alone
     for name, noise in found.noise.items():
         squares = [(output({name: k}) - output({})).square().flatten() for k in range(len(noise))]
         wanted = torch.stack([each.mean() for each in squares])
@@ -79,20 +80,20 @@ def test_its_standard_error_is_that_of_a_mean_of_squares() -> None:
 def test_alone_the_costs_of_weights_are_drawn_towards_their_squared_errors() -> None:
     of = evaluator(cnn(), images(16), KLDivergence())
     start = widest(of.supernet)
-    found = of.second_order(start, "refine", group=1)
+    found = of.second_order(start, "refine", group=1, alone=True)
     weights = {
         layer.weight.decision.name for layer in of.supernet.layers.values() if layer.weight is not None
     }
     for name, cost in found.alone[0].items():
         assert torch.equal(cost, found.noise[name][start[name]]) == (name not in weights)
-    distortion = of.supernet.distortion(start)
-    assert set(distortion) == weights
+    far = distortion(of.supernet, start)
+    assert set(far) == weights
     for layer in of.supernet.layers.values():
         assert layer.weight is not None
         name = layer.weight.decision.name
         values = [layer.weight[k](layer.module.weight) for k in range(len(layer.weight.candidates))]
         squares = [float((each - values[start[name]]).square().sum()) for each in values]
-        assert distortion[name].tolist() == pytest.approx(squares, rel=1e-5)
+        assert far[name].tolist() == pytest.approx(squares, rel=1e-5)
 
 
 def test_the_softer_distance_is_one_too_and_costs_another_way_back() -> None:
@@ -101,12 +102,14 @@ def test_the_softer_distance_is_one_too_and_costs_another_way_back() -> None:
     of = evaluator(cnn(), inputs, KLDivergence())
     other = evaluator_of(of.supernet, inputs, of.parts, KLDivergence(temperature=2.0))
     wide = widest(of.supernet)
-    of.second_order(wide, "refine", group=1)
+    assert not of.second_order(wide, "refine", group=1).alone
     start = of.meter.evaluations
-    own, soft = of.second_order(wide, "refine", group=1, softer=True).alone
+    own, soft = of.second_order(wide, "refine", group=1, alone=True).alone
     assert of.meter.evaluations - start == 7 * 16
     # Other signs were drawn: the same in the mean, of all options of all decisions.
-    wanted = sum(float(row.sum()) for row in other.second_order(wide, "refine", group=1).alone[0].values())
+    wanted = sum(
+        float(row.sum()) for row in other.second_order(wide, "refine", group=1, alone=True).alone[0].values()
+    )
     assert sum(float(row.sum()) for row in soft.values()) == pytest.approx(wanted, rel=0.3)
     assert sum(float(row.sum()) for row in own.values()) != pytest.approx(wanted, rel=0.3)
 

@@ -41,31 +41,31 @@ class Comparison:
         batches: Iterable[Any],
         seen: Seen | None = None,
         fake: nn.Module | None = None,
-        distance: Whole | None = None,
-    ) -> Whole:
+    ) -> tuple[Whole, Whole | None]:
         """The whole network over ``batches``; ``seen`` is called with both outputs of each.
 
-        ``exact`` is the float network. With ``fake``, the fake-quantized one, ``distance`` is added to: the
-        simulation beside it.
+        ``exact`` is the float network, ``fake`` the fake-quantized one, where the simulation is another.
+
+        Returns:
+            The file beside the simulation, and the simulation beside ``fake`` (None without it).
         """
         session, total = open_session(data, self.threads), Whole()
+        distance = None if fake is None else Whole()
         for batch in batches:
             outputs = call_model(self.marked, batch)
             wanted = first_tensor(outputs)
             position = next(i for i, output in enumerate(tensors_in(outputs)) if output is wanted)
             feeds = feeds_of(self.signature.inputs, tensors_of(batch))
             found = torch.from_numpy(run_session(session, feeds)[self.signature.outputs[position]])
-            reference = first_tensor(call_model(exact, batch))
-            total.add(len(tensors_of(batch)[0]), reference, wanted, found)
+            count, reference = len(tensors_of(batch)[0]), first_tensor(call_model(exact, batch))
+            total.add(count, reference, wanted, found)
             if fake is not None and distance is not None:
-                distance.add(
-                    len(tensors_of(batch)[0]), reference, first_tensor(call_model(fake, batch)), wanted
-                )
+                distance.add(count, reference, first_tensor(call_model(fake, batch)), wanted)
             if seen is not None:
                 seen(wanted, found)
         if total.count == 0:
             raise DataError("an export needs inputs to be compared on: give some, as the network takes them")
-        return total
+        return total, distance
 
     @torch.no_grad()
     def parts(self, model: ir.Model, lowered: Lowered, batches: Iterable[Any]) -> list[PartParity]:

@@ -17,7 +17,7 @@ from dqss.apply import apply_strategy
 from dqss.arithmetic import FAKE_QUANTIZED, Arithmetic
 from dqss.bundle import Bundle
 from dqss.deploy.biases import quantize_biases
-from dqss.deploy.compared import Parity, PartParity, Whole
+from dqss.deploy.compared import Parity, PartParity
 from dqss.deploy.function import quietly
 from dqss.deploy.grids import Grids
 from dqss.deploy.lower import Lowered, lower
@@ -168,12 +168,11 @@ class _Work:
 
         ``fake`` is the fake-quantized simulation, where that is another.
         """
-        distance = None if fake is None else Whole()
         meters = Meters(self.options.metric, self.samples, self.size)
         count = len(self.samples)
         with self.options.reporter.stage("compare", count) as stage:
             inputs = self._batches(count, self.size, stage)
-            whole = self.comparison.whole(data, exact, inputs, meters.seen, fake, distance)
+            whole, distance = self.comparison.whole(data, exact, inputs, meters.seen, fake)
         runtime = f"onnxruntime {ort.__version__}"
         parity = Parity(whole, tuple(built.parts), self.few, runtime, str(self.arithmetic), distance)
         return parity, meters.values()

@@ -55,9 +55,7 @@ def fit_ptq(
     estimates = None
     if limits is not None and checkpoint is None:  # a checkpoint has them
         # One input a pass: by this all decisions are chosen at once, and of more squares the mean is finer.
-        estimates = evaluator.second_order(
-            widest(evaluator.supernet), "search", WATCHED, group=1, softer=True
-        )
+        estimates = evaluator.second_order(widest(evaluator.supernet), "search", WATCHED, group=1, alone=True)
     module = PTQSearch(
         evaluator,
         plan,

@@ -54,7 +54,7 @@ def main() -> None:
     tell("best uniform", begun.best_uniform())
     tell("hessian", limits.solve(baselines.hessian(evaluator)))
     wide, start = widest(evaluator.supernet), {}
-    found = evaluator.second_order(wide, "search", dqss.descent.WATCHED, group=1, softer=True)
+    found = evaluator.second_order(wide, "search", dqss.descent.WATCHED, group=1, alone=True)
     start["estimates"] = limits.solve(found.effects)
     start["without slopes, as they come"] = limits.solve({n: found.noise[n][k] for n, k in wide.items()})
     for name, alone in zip(("without slopes, drawn together", "the same, softer"), found.alone, strict=False):
