@@ -152,13 +152,7 @@ def apply_strategy(
     seen = None if kernels is None else reading(fixed.eval(), bundle, to_device(example, home(model)))
     for name, choice in strategy.layers.items():
         module, info = layers[name]
-        if choice.weight is not None:
-            weight: Tensor = module.weight  # type: ignore[assignment]
-            # A new parameter, so that a tied embedding keeps its own float values.
-            values = weight_codes(bundle, name, weight).dequantize().to(weight.dtype)
-            module.weight = nn.Parameter(values, requires_grad=False)
-        if choice.bias_corrected:
-            _replace_bias(module, name, bundle.tensors[f"{name}.bias"])
+        _quantize_weight(module, name, bundle)
         if choice.activation is not None:
             shape = input_shape(module, info)
             quantizer = _quantizer(bundle, name, "activation", choice.activation, shape)
@@ -173,6 +167,32 @@ def apply_strategy(
         call_model(fixed.eval(), to_device(example, home(model)))
     # As in the supernet: torch chooses kernels, and so roundings, by what requires gradients.
     return fixed.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def with_weights(model: nn.Module, bundle: Bundle) -> nn.Module:
+    """The canonical network with quantized weights (and corrected biases), and activations in float.
+
+    Args:
+        model: the trained float network; it is not changed.
+        bundle: of a strategy for it.
+    """
+    network = prepared_network(model, bundle)
+    modules = dict(network.named_modules())
+    for name in bundle.strategy.layers:
+        _quantize_weight(modules[name], name, bundle)
+    return network.eval().requires_grad_(False)
+
+
+def _quantize_weight(module: nn.Module, name: str, bundle: Bundle) -> None:
+    choice = bundle.strategy.layers[name]
+    if choice.weight is not None:
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        # A new parameter, so that a tied embedding keeps its own float values.
+        values = weight_codes(bundle, name, weight).dequantize().to(weight.dtype)
+        module.weight = nn.Parameter(values, requires_grad=False)
+    if choice.bias_corrected:
+        _replace_bias(module, name, bundle.tensors[f"{name}.bias"])
 
 
 def weight_codes(bundle: Bundle, layer: str, weight: Tensor) -> Codes:

@@ -72,6 +72,7 @@ class Evaluator:
         meter: what counts evaluations.
         journal: remembers every measured value, so that a resumed run repeats none.
         advance: told of each measurement's images beforehand; may raise to stop.
+        teacher: the float network, where the supernet in float is another one; None: that is it.
         references: float outputs by sample index, on the CPU: what the distance reads of them, and
             nothing else of the float network. The inputs that are searched on leave theirs when
             they are calibrated with, the others when they are first measured on; no step of the
@@ -88,6 +89,7 @@ class Evaluator:
     journal: Journal
     advance: Callable[[int], None] = lambda images: None
     references: dict[int, Tensor] = field(default_factory=dict)
+    teacher: torch.nn.Module | None = None
 
     @property
     def forward_size(self) -> int:
@@ -114,8 +116,7 @@ class Evaluator:
         """Float outputs of ``indices``, ``[N, ...]``, computed once each."""
         missing = [index for index in indices if index not in self.references]
         for batch in batches(missing, self.forward_size):
-            with self.supernet.mode("float"):
-                self.keep_reference(batch, self._run(batch))
+            self.keep_reference(batch, self._float(batch))
             self.meter.forward(len(batch))
         return torch.stack([self.references[index] for index in indices]).to(self.device)
 
@@ -196,6 +197,12 @@ class Evaluator:
             )
         self.meter.evaluations += (PASSES + (SOFTER_PASSES if softer else 0)) * len(indices)
         return found
+
+    def _float(self, indices: Sequence[int]) -> Any:
+        if self.teacher is not None:
+            return call_model(self.teacher, to_device(self.samples.batch(indices), self.device))
+        with self.supernet.mode("float"):
+            return self._run(indices)
 
     def _run(self, indices: Sequence[int]) -> Any:
         return call_model(self.supernet, to_device(self.samples.batch(indices), self.device))

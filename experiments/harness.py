@@ -109,10 +109,15 @@ def summarize(path: Path, by: Sequence[str], values: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Quality:
-    """A network on held-out images: divergence from the float network, and which are right."""
+    """A network on held-out images: each one's divergence from the float network, and which are right."""
 
-    kl: float
+    each: Tensor
     right: Tensor
+
+    @property
+    def kl(self) -> float:
+        """Mean divergence in nats."""
+        return float(self.each.mean())
 
     @property
     def top1(self) -> float:
@@ -145,7 +150,7 @@ class HeldOut:
 
     def float(self) -> Quality:
         """The float network itself."""
-        return Quality(0.0, self.reference.argmax(1) == self.labels)
+        return Quality(torch.zeros(len(self.labels)), self.reference.argmax(1) == self.labels)
 
     @torch.no_grad()
     def measure(self, supernet: Supernet, assignment: Assignment, count: int | None = None) -> Quality:
@@ -167,8 +172,8 @@ class HeldOut:
         """Outputs for (the first of) the images."""
         count = len(outputs)
         wanted = torch.log_softmax(self.reference[:count], 1)
-        kl = (wanted.exp() * (wanted - torch.log_softmax(outputs, 1))).sum(1).mean()
-        return Quality(float(kl), outputs.argmax(1) == self.labels[:count])
+        each = (wanted.exp() * (wanted - torch.log_softmax(outputs, 1))).sum(1)
+        return Quality(each, outputs.argmax(1) == self.labels[:count])
 
     def best(
         self, supernet: Supernet, assignments: Mapping[str, Assignment], first: int, finalists: int

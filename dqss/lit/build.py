@@ -18,7 +18,7 @@ from dqss.layers import searchable_layers
 from dqss.lit.identity import JOURNAL, search_identity
 from dqss.lit.pictures import check_pictures
 from dqss.lit.ranks import rank
-from dqss.lit.settings import PTQSettings
+from dqss.lit.settings import EASY_BATCH_SIZE, PTQSettings
 from dqss.losses import default_distance
 from dqss.measure import Evaluator, Meter, batches, home, to_device
 from dqss.prepare import Prepared, prepare
@@ -39,11 +39,13 @@ def build(
     folder: Path | None,
     device: torch.device,
     reporter: Reporter,
+    teacher: nn.Module | None = None,
 ) -> tuple[Prepared, Evaluator]:
     """Prepare the network, attach the decisions and calibrate all candidates in one pass.
 
     Calibration sees the part that is searched on; the selection part stays untouched. Where some
-    candidate needs gradients, some of the inputs are run once more, forward and backward.
+    candidate needs gradients, some of the inputs are run once more, forward and backward. Distances are
+    taken to what ``teacher`` gives, on the device already, where that is another network than ``model``.
     """
     if len(samples) < 2:
         raise DataError(f"{len(samples)} calibration inputs: at least 2 are needed")
@@ -51,7 +53,7 @@ def build(
     searched, selected = split(len(samples), settings.parts, seed)
     # Shared: more images for both did more than disjoint ones (experiments/cifar_resnet20).
     parts = {"search": searched, "refine": searched, "select": selected}
-    size = settings.batch_size if samples.uniform else 1
+    size = (settings.batch_size or EASY_BATCH_SIZE) if samples.uniform else 1
     known = sorted(searched)
     skipped = left_out(model, space)
     first = samples.batch(known[:size])
@@ -65,7 +67,7 @@ def build(
     distance = settings.distance or default_distance(output)
     supernet = Supernet(prepared.model, space).to(device)
     journal = Journal.open(None if folder is None or rank() else folder / JOURNAL)
-    evaluator = Evaluator(supernet, samples, parts, distance, size, device, Meter(), journal)
+    evaluator = Evaluator(supernet, samples, parts, distance, size, device, Meter(), journal, teacher=teacher)
     runs = batches(known, evaluator.forward_size)
     with reporter.stage("calibrate", len(known)) as stage:
 
@@ -73,7 +75,8 @@ def build(
             indices = runs[position]
             if not torch.isfinite(first_tensor(output)).all():
                 raise NonFiniteError("the float model's output is NaN or infinite on the calibration inputs")
-            evaluator.keep_reference(indices, output)
+            if teacher is None:
+                evaluator.keep_reference(indices, output)
             evaluator.meter.forward(len(indices))
             stage.advance(len(indices))
 

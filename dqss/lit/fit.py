@@ -43,15 +43,12 @@ def fit_ptq(
 
     ``shown`` is what the search begins with, see :class:`PTQSearch`.
     """
-    steps = planned_steps(settings, evaluator.supernet)
+    settings = settled(settings, evaluator.supernet)
+    steps, size = planned_steps(settings, evaluator.supernet), images_a_step(settings, evaluator)
     checkpoint, start = resumable_step(folder, list(evaluator.supernet.decisions))
-    if world_size() > evaluator.batch_size:
-        raise UserError(
-            f"method.batch_size={evaluator.batch_size}: {world_size()} processes need at least one image each"
-        )
-    plan = StepBatches(
-        evaluator.parts["search"], evaluator.batch_size, steps, seed, start, rank(), world_size()
-    )
+    if world_size() > size:
+        raise UserError(f"method.batch_size={size}: {world_size()} processes need at least one image each")
+    plan = StepBatches(evaluator.parts["search"], size, steps, seed, start, rank(), world_size())
     estimates = None
     if limits is not None and checkpoint is None:  # a checkpoint has them
         # One input a pass: by this all decisions are chosen at once, and of more squares the mean is finer.
@@ -77,6 +74,12 @@ def fit_ptq(
         run_steps(module, keeping, reporter, trainer, logger, checkpoint, start)
     module.settle()
     return module
+
+
+def images_a_step(settings: PTQSettings, evaluator: Evaluator) -> int:
+    """Of a search with settings in which nothing is open; one where the inputs differ in shape."""
+    assert settings.batch_size is not None
+    return settings.batch_size if evaluator.samples.uniform else 1
 
 
 def settled(settings: PTQSettings, supernet: Supernet) -> PTQSettings:

@@ -55,7 +55,13 @@ def search_identity(
 ) -> SearchIdentity:
     """Of one search; what only says how long it may take or what it reports is left out."""
     words = settings_words(
-        settings, max_minutes=None, checkpoint_every=1, oracle=False, recompute=None, repair=None
+        settings,
+        max_minutes=None,
+        checkpoint_every=1,
+        oracle=False,
+        recompute=None,
+        repair=None,
+        search_again=False,
     )
     return SearchIdentity(
         {

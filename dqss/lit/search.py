@@ -17,6 +17,7 @@ from dqss.bundle import Bundle
 from dqss.discretize import Discretized, discretize
 from dqss.errors import UserError
 from dqss.io import ensure_folder, write_json_atomic
+from dqss.lit.again import search_activations
 from dqss.lit.build import build, limits_of
 from dqss.lit.checkpoint import Deadline, write_history
 from dqss.lit.clock import Clock
@@ -26,6 +27,7 @@ from dqss.lit.fit import fit_ptq, settled
 from dqss.lit.ptq import PTQSearch
 from dqss.lit.ranks import rank
 from dqss.lit.record import record
+from dqss.lit.screening import screen_uniform, shown_by
 from dqss.lit.settings import PTQSettings
 from dqss.lit.stepped import HistoryRow
 from dqss.lit.trajectory import TRAJECTORY_FILE
@@ -41,7 +43,7 @@ from dqss.samples import Samples
 from dqss.space import SearchSpace
 from dqss.strategy import ModelInfo, utc_now
 from dqss.supernet import Assignment, Supernet
-from dqss.uniform import FIRST_RUNG, Screening, affordable, screen, shown_effects, uniform_assignments
+from dqss.uniform import FIRST_RUNG, Screening, affordable, uniform_assignments
 
 REFINE_SHARE = 0.85
 """Share of ``max_minutes`` at which the refinement stops; see also :data:`dqss.lit.fit.SEARCH_SHARE`."""
@@ -134,7 +136,7 @@ def search_ptq(
     screened = None
     if settings.screen_first and uniform:
         with clock.time("screen"):
-            screened = _screen(evaluator, uniform, settings, reporter)
+            screened = screen_uniform(evaluator, uniform, settings, reporter)
     with recomputing(evaluator.supernet, settings.recompute or ()):
         with clock.time("search"):
             module = fit_ptq(
@@ -147,7 +149,7 @@ def search_ptq(
                 trainer or {},
                 logger,
                 limits,
-                _shown(evaluator, uniform, screened, limits),
+                shown_by(evaluator, uniform, screened, limits),
             )
             evaluator.supernet.to(device)
         with clock.time("discretize"):
@@ -174,7 +176,13 @@ def search_ptq(
     if settings.repair is not None:
         with clock.time("repair"):
             tuned = _repair(model, bundle, evaluator, settings.repair, folder, seed, reporter)
-            network = apply_strategy(model, tuned).to(device)
+        if settings.search_again:
+            with clock.time("search_again"):
+                place: dict[str, Any] = {"seed": seed, "folder": folder, "device": device}
+                tuned = search_activations(
+                    model, tuned, samples, search_space, settings, reporter, trainer or {}, **place
+                )
+        network = apply_strategy(model, tuned).to(device)
     with clock.time("report"):
         oracle = settings.oracle and not deadline.passed(REFINE_SHARE)
         measured = measure_contenders(evaluator, outcome, uniform, validation, oracle, reporter, network)
@@ -193,29 +201,6 @@ def search_ptq(
         bundle = bundle.save(folder)
         write_report([folder])
     return SearchResult(bundle, metrics, module.history, outcome, evaluator.supernet, model)
-
-
-def _screen(
-    evaluator: Evaluator, uniform: dict[str, Assignment], settings: PTQSettings, reporter: Reporter
-) -> Screening:
-    first = settings.screen_images or FIRST_RUNG
-    with reporter.stage("screen", len(uniform) * first) as stage:
-        evaluator.advance = stage.advance
-        found = screen(evaluator, uniform, settings.finalists, first)
-    evaluator.advance = lambda images: None
-    return found
-
-
-def _shown(
-    evaluator: Evaluator,
-    uniform: Mapping[str, Assignment],
-    screened: Screening | None,
-    limits: Limits | None,
-) -> dict[str, Tensor] | None:
-    """What the search may begin with: nothing under a budget, where no strategy may have the best options."""
-    if screened is None or limits is not None:
-        return None
-    return shown_effects(evaluator.supernet, uniform, screened.scores)
 
 
 def _discretize(

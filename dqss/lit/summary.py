@@ -22,7 +22,7 @@ from dqss.lit.qat_build import CALIBRATION_BATCH, build_qat
 from dqss.lit.qat_search import QATResult
 from dqss.lit.qat_settings import QATSettings
 from dqss.lit.search import SearchResult
-from dqss.lit.settings import PTQSettings
+from dqss.lit.settings import BATCH_SIZE, PTQSettings
 from dqss.lit.training_data import TrainingData
 from dqss.measure import PROBES
 from dqss.metrics import as_read
@@ -96,7 +96,7 @@ def print_plan(
 ) -> None:
     """Layers, candidates, estimated time and memory, from one timed step; nothing is written."""
     console = _narrow(console)
-    few = samples.subset(range(min(len(samples), max(3, 2 * settings.batch_size))))
+    few = samples.subset(range(min(len(samples), max(3, 2 * (settings.batch_size or BATCH_SIZE)))))
     device = torch.device("cpu")
     started = time.perf_counter()
     _, evaluator = build(model, few, space, settings, seed, None, device, Reporter())
@@ -183,6 +183,7 @@ def _counts(supernet: Supernet) -> str:
 
 def _expected_evaluations(count: int, uniform: int, steps: int, settings: PTQSettings) -> int:
     search, select = (round(share * count) for share in settings.parts)
+    assert settings.batch_size is not None  # settled
     batch = min(settings.batch_size, max(search, 1))
     screening = uniform * (settings.screen_images or 0) * 2 + settings.finalists * search
     found = len(settings.schedule.cold(steps))

@@ -23,7 +23,7 @@ from dqss.discretize import RefineSettings
 from dqss.lit.build import build
 from dqss.lit.schedules import GumbelSchedule, MeanFieldSchedule, Schedule, SoftmaxSchedule
 from dqss.lit.search import SearchResult, search_ptq
-from dqss.lit.settings import PTQSettings
+from dqss.lit.settings import BATCH_SIZE, PTQSettings
 from dqss.measure import Evaluator, Meter
 from dqss.models.factory import cifar_resnet
 from dqss.progress import Reporter
@@ -68,7 +68,7 @@ class Study:
         # Of rows that were made with other settings than the usual.
         confidence, size = settings.refine.confidence, settings.batch_size
         self.suffix = "" if confidence == RefineSettings().confidence else f"_{confidence:g}se"
-        self.suffix += "" if settings.steps is None else f"_{settings.steps}x{size}"
+        self.suffix += "" if settings.steps is None else f"_{settings.steps}x{size or BATCH_SIZE}"
         self.model: nn.Module = cifar_resnet(checkpoint=str(data / "resnet20-12fca82f.th")).module
         images, labels = read(data / "test_jpeg.npz")
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], choices=BASELINES, help="baselines to leave out")
     parser.add_argument("--confidence", type=float, default=RefineSettings().confidence)
     parser.add_argument("--steps", type=int, help="of the search; by default as many as its bits need")
-    parser.add_argument("--batch-size", type=int, default=PTQSettings().batch_size)
+    parser.add_argument("--batch-size", type=int)
     arguments = parser.parse_args()
     if arguments.summary:
         return summarize(arguments.out, ("bits", "row"), ("kl", "top1", "dev_kl", "evaluations"))

@@ -23,6 +23,7 @@ from torch import nn
 
 from dqss.apply import apply_strategy, make_bundle
 from dqss.bundle import Bundle, load
+from dqss.lit.again import search_activations
 from dqss.lit.build import build
 from dqss.lit.device import device_of
 from dqss.lit.search import search_ptq
@@ -43,7 +44,7 @@ from experiments.harness import HeldOut, Table, add_accelerator, preset, quiet, 
 from experiments.imagenet_mobile.run import Network
 
 HERE = Path(__file__).parent
-BITS = {"W4A4": (4, 4), "W4A8": (4, 8), "W3A8": (3, 8)}
+BITS = {"W4A4": (4, 4), "W4A8": (4, 8), "W3A8": (3, 8), "W6A6": (6, 6)}
 WIDE = 8
 """Bits of weights that lose next to nothing."""
 MOBILE_EDGES = ("conv_stem", "classifier")
@@ -114,11 +115,15 @@ STARTS = {
     "around_wide": Start(Source.SEARCH, Weights.WIDE),
 }
 STARTS |= {f"equalized_{name}": replace(start, equalized=True) for name, start in STARTS.items()}
+AGAIN = "+again"
+"""Ends the names of rows whose activations are searched again, around what repair made of the weights."""
 ROWS: dict[str, tuple[str, RepairSettings | None]] = {name: (name, None) for name in STARTS}
 ROWS |= {f"{name}+{how}": (name, settings) for name in STARTS for how, settings in REPAIRS.items()}
+ROWS |= {f"{row}{AGAIN}": found for row, found in ROWS.items() if found[1] and not found[1].learn_steps}
 """What is tuned, and how."""
 USUAL = (
-    "best_uniform", "searched", "mse+adaround", "mse+blocks", "searched+adaround", "searched+blocks+steps",
+    "best_uniform", "searched", "mse+adaround", "mse+adaround+again", "mse+blocks", "searched+adaround",
+    "searched+adaround+again", "searched+blocks+steps",
     "fitted", "fitted+adaround", "fitted+adaround+steps", "activations", "activations+adaround",
     "activations+adaround+steps", "around_wide", "around_wide+adaround",
     "equalized_best_uniform", "equalized_mse+adaround", "equalized_fitted",
@@ -235,6 +240,23 @@ class Setting:
             assignment = {**uniform(evaluator, Source.MSE), **inputs_of(evaluator, searched)}
         return make_bundle(evaluator.supernet, assignment, prepared, model, example, **fields, **options)
 
+    def repaired(self, row: str, settings: RepairSettings, suffix: str) -> Bundle:
+        """A strategy that was tuned; kept in the work folder, block by block."""
+        folder = self.folder / f"{row.removesuffix(AGAIN)}{suffix}"
+        if not (folder / "strategy.json").exists():
+            bundle, _ = self.strategy(ROWS[row][0])
+            options = {"seed": self.seed, "device": self.study.device, "folder": folder}
+            repair_strategy(self.study.model, bundle, self.inputs(), settings, **options).bundle.save(folder)
+        return load(folder)
+
+    def again(self, bundle: Bundle) -> Bundle:
+        """With activations that are searched again."""
+        study = self.study
+        settings = replace(study.settings, equalize=False)
+        options = {"seed": self.seed, "folder": None, "device": study.device}
+        given = (self.samples, space(self.bits, self.edges), settings, Reporter(), study.trainer)
+        return search_activations(study.model, bundle, *given, **options)
+
     def inputs(self) -> Samples:
         """What repair sees: the part that is searched on."""
         return self.samples.subset(split(len(self.samples), self.study.settings.parts, self.seed)[0])
@@ -258,17 +280,23 @@ def inputs_of(evaluator: Evaluator, searched: Bundle) -> Assignment:
     }
 
 
-def rows(setting: Setting, wanted: Sequence[str], change: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
-    """Every row that is wanted: its name, and what the columns after it say."""
-    study, seed = setting.study, setting.seed
+def rows(
+    setting: Setting, wanted: Sequence[str], change: Mapping[str, Any], suffix: str
+) -> Iterator[tuple[object, ...]]:
+    """Every row that is wanted: its name, and what the columns after it say.
+
+    Seconds are those of what was not in the work folder yet.
+    """
+    study = setting.study
     for row in wanted:
         name, settings = ROWS[row]
         bundle, searched = setting.strategy(name)
-        inputs, started = setting.inputs(), time.perf_counter()
+        started = time.perf_counter()
         if settings is not None:
             settings = replace(settings, **change) if settings.iterations else settings
-            options = {"seed": seed, "device": study.device}
-            bundle = repair_strategy(study.model, bundle, inputs, settings, **options).bundle
+            bundle = setting.repaired(row, settings, suffix if settings.iterations else "")
+        if row.endswith(AGAIN):
+            bundle = setting.again(bundle)
         seconds = time.perf_counter() - started
         network = apply_strategy(study.model, bundle).to(study.device)
         found = study.held_out.measure_module(network)
@@ -292,7 +320,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, help=f"{file}; instead of ResNet-20")
     parser.add_argument("--iterations", type=int, default=ITERATIONS)
     parser.add_argument("--batch-size", type=int, default=BLOCKS.batch_size)
-    parser.add_argument("--bits", nargs="+", default=list(BITS), choices=list(BITS))
+    parser.add_argument("--bits", nargs="+", default=list(BITS)[:3], choices=list(BITS))
     parser.add_argument("--edges", nargs="+", default=["same", "8"], choices=["same", "8"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     known = f"a strategy ({', '.join(STARTS)}), or one and a repair of it: + {', '.join(REPAIRS)}"
@@ -330,7 +358,7 @@ def main() -> None:
                     table.add(*key, "float", 0.0, top1, *[0.0] * 6)
                 named = {row: row + (suffix if _iterates(row) else "") for row in arguments.rows}
                 missing = [row for row in arguments.rows if not table.has(*key, named[row])]
-                for row, *found in rows(setting, missing, change):
+                for row, *found in rows(setting, missing, change, suffix):
                     table.add(*key, named[row], *found)
 
 

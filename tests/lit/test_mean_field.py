@@ -276,10 +276,10 @@ def test_with_noise_known_one_option_in_place_tells_the_effects_of_all() -> None
 @pytest.mark.parametrize(
     ("budget", "schedule", "steps"),
     [
-        (None, MeanFieldSchedule(), 1200),
-        (Budget(), MeanFieldSchedule(), 1200),
+        (None, MeanFieldSchedule(), 600),
+        (Budget(), MeanFieldSchedule(), 600),
         (Budget(size_mb=1), MeanFieldSchedule(), 100),
-        (Budget(size_mb=1), SoftmaxSchedule(), 1200),
+        (Budget(size_mb=1), SoftmaxSchedule(), 600),
     ],
 )
 def test_a_search_that_begins_from_estimates_takes_fewer_steps(
