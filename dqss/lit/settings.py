@@ -22,8 +22,8 @@ At three and at six bits four times as much found better strategies (``experimen
 """
 STEPS, EASY_STEPS = 600, 120
 BATCH_SIZE, EASY_BATCH_SIZE = 8, 4
-"""At the same cost 600 steps of eight images found strategies that were no worse on other images than those of
-1,200 steps of four, and differed less from seed to seed (``experiments/cifar_resnet20``)."""
+"""At the same cost 600 steps of eight images found strategies that were no worse on other images than
+those of 1,200 steps of four, and differed less from seed to seed (``experiments/cifar_resnet20``)."""
 SCREEN_IMAGES, EASY_SCREEN_IMAGES = FIRST_RUNG, 8
 EASY_PASSES = 0.0
 """Of the refinement of an easy search: it changed nothing in any (``experiments/imagenet_mobile``)."""
