@@ -46,9 +46,10 @@ def test_a_search_that_begins_with_what_was_shown_goes_on_where_it_was_stopped(
 def test_what_is_left_open_is_decided_by_the_bits() -> None:
     easy, hard = PTQSettings().at(8), PTQSettings().at(7)
     assert (easy.steps, easy.screen_first, easy.screen_images, easy.refine.passes) == (120, True, 8, 0)
-    assert (hard.steps, hard.screen_first, hard.screen_images, hard.refine.passes) == (1200, False, 16, 10)
+    assert (hard.steps, hard.screen_first, hard.screen_images, hard.refine.passes) == (600, False, 16, 10)
+    assert (easy.batch_size, hard.batch_size) == (4, 8)
     said = PTQSettings(
-        steps=7, screen_first=False, screen_images=9, refine=RefineSettings(passes=3, screen=2)
+        steps=7, batch_size=5, screen_first=False, screen_images=9, refine=RefineSettings(passes=3, screen=2)
     )
     assert said.at(8) == said.at(2) == said
     assert PTQSettings().at(8).at(2) == easy
