@@ -61,7 +61,7 @@ def main() -> None:
         parser.error("--data FOLDER is needed")
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=3)
-    study = Study(arguments.data, PTQSettings(discrete_every=0))
+    study = Study(arguments.data, PTQSettings(steps=1200, batch_size=4, discrete_every=0))
     for bits, seed, space in itertools.product(arguments.bits, arguments.seeds, arguments.spaces):
         if not table.has(bits, space, seed):
             table.add(bits, space, seed, *row(study, bits, space, seed))

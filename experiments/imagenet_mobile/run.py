@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", default=list(BITS), choices=list(BITS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--method", default="ptq", choices=["ptq", "ptq_fast"], help="preset of the search")
-    parser.add_argument("--steps", type=int, help="of the search; by default as many as its preset says")
+    parser.add_argument("--steps", type=int, help="of four images each; by default as its preset says")
     arguments = parser.parse_args()
     if arguments.summary:
         shown = ("kl", "top1", "gain", "gain_low", "gain_high", "evaluations")
@@ -126,7 +126,8 @@ def main() -> None:
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=5)
     settings = preset(arguments.method)
-    settings = replace(settings, steps=arguments.steps or settings.steps)
+    if arguments.steps is not None:
+        settings = replace(settings, steps=arguments.steps, batch_size=4)
     for name in NAMES:
         checkpoint = getattr(arguments, name)
         missing = [

@@ -336,7 +336,8 @@ def main() -> None:
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=5)
     settings = replace(preset(arguments.method), discrete_every=0)
-    settings = replace(settings, steps=arguments.steps or settings.steps)
+    if arguments.steps is not None:
+        settings = replace(settings, steps=arguments.steps, batch_size=4)
     trainer = {"accelerator": arguments.accelerator}
     study: Subject | None = None
     for name in CHECKPOINTS:
