@@ -76,6 +76,7 @@ def search_activations(
     around = same_bits(space, bundle, network)
     if not around.rules:
         return bundle
+    reporter.say("searching activations again, around the tuned weights")
     place = None if folder is None else ensure_folder(folder / FOLDER)
     settings = replace(settings, budget=None, repair=None, search_again=False, equalize=False)
     teacher = prepared_network(model, bundle).eval().requires_grad_(False).to(device)

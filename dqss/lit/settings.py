@@ -69,7 +69,8 @@ class PTQSettings:
         repair: tune the exported strategy (learned rounding, biases), see :class:`dqss.RepairSettings`;
             None: leave it.
         search_again: once weights are tuned, search activations again around them, at the bits they have.
-        max_minutes: limit on the wall clock; the best so far is exported. Repair comes on top.
+        max_minutes: limit on the wall clock; the best so far is exported. Repair, and a search
+            after it, come on top.
         checkpoint_every: steps.
         discrete_every, discrete_images: how often, and on how many images, the
             history measures the discrete network (0: never).
