@@ -29,10 +29,12 @@ class CodeSum:
 
     Attributes:
         digits: of the weight's ``code - zero_point``.
+        zero: the zero points, fp32; broadcasts against the weight.
         unit: fp32 ``[C]``.
     """
 
     digits: Digits
+    zero: Tensor
     unit: Tensor
 
 
@@ -50,14 +52,14 @@ def code_sum(weight: Tensor, grid: Grid, inputs: Grid) -> CodeSum | None:
     if not (by_channel or isinstance(grain, PerTensor)) or not isinstance(inputs.spec.granularity, PerTensor):
         return None
     peak = torch.maximum(inputs.spec.qmax - inputs.zero_point, inputs.zero_point - inputs.spec.qmin).max()
-    step = Grid(scale, zero_point, spec).shaped(weight.shape)[0]
+    step, zero = Grid(scale, zero_point, spec).shaped(weight.shape)
     codes, unit = torch.round(weight / step), (inputs.scale * scale).expand(len(weight))
     on_grid = torch.equal(codes * step, weight) and float(peak).is_integer()
     # Below that some runtimes take everything for zero.
     if not on_grid or bool((unit < torch.finfo(torch.float32).tiny).any()):
         return None
     digits = digits_of(codes, int(peak))
-    return None if digits is None else CodeSum(digits, unit)
+    return None if digits is None else CodeSum(digits, zero, unit)
 
 
 class CodeKernel(KeepsPrecision):

@@ -59,7 +59,7 @@ class ExactLayers:
             total = None if found is None else code_sum(values, self._grid(name), self._grid(found[1]))
             if found is not None and total is not None:
                 self._replace(node, found[0], name, total, turned)
-                codes = total.digits.combine(list(total.digits.parts))
+                codes = total.digits.combine(list(total.digits.parts)) + total.zero
         for node in list(transposes_of(weight.outputs[0])):
             if not node.outputs[0].uses():
                 self.graph.remove(node, safe=True)
@@ -110,8 +110,15 @@ class ExactLayers:
         axes = len(total.digits.parts[0].shape) - 2 if node.op_type == "Conv" else 0
         found: ir.Value | None = None
         for number, part in enumerate(total.digits.parts):
-            stored = self._stored(part.T if turned else part, f"{name}.codes{number or ''}", turned)
+            # Moved by their zero points, codes take no more room than their grid says.
+            zero = total.zero if len(total.digits.parts) == 1 else torch.zeros(())
+            stored = self._stored(part + zero, f"{name}.codes{number or ''}", turned)
             weight = append(made, "Cast", [stored], f"{old.name}.weight{number}", _TO_FLOAT)
+            if zero.any():
+                moved = constant(
+                    self.graph, f"{old.name}.zero", (zero.reshape(1, -1) if turned else zero).numpy()
+                )
+                weight = append(made, "Sub", [weight, moved], f"{old.name}.whole{number}")
             each = append(made, node.op_type, [x, weight], f"{old.name}.sum{number}", dict(node.attributes))
             if found is not None:
                 base = constant(self.graph, f"digit.{total.digits.base}", _float(total.digits.base))
@@ -127,9 +134,10 @@ class ExactLayers:
         put(self.graph, node, made, result)
 
     def _stored(self, part: Tensor, name: str, turned: bool) -> ir.Value:
+        name, part = (f"{name}.transposed", part.T) if turned else (name, part)
         # By way of int32: there is no cast from float to four bits that is sure to round nothing.
         codes = part.numpy().astype(np.int32).astype(dtype_of(_container_of(part)))
-        return constant(self.graph, f"{name}.transposed" if turned else name, codes)
+        return constant(self.graph, name, codes)
 
 
 _TO_FLOAT = {"to": int(ir.DataType.FLOAT)}
