@@ -49,9 +49,10 @@ def export(model: nn.Module, bundle: Bundle, path: Path, samples: Samples, optio
     found, notes = work.build(()), list[str]()
     astray = [row.part for row in found.parts if not row.within(options.tolerance)]
     if astray and arithmetic != FAKE_QUANTIZED:
+        form = ", and written as the pattern that converters look for" if arithmetic == EXACT else ""
         notes.append(
-            f"compared with the fake-quantized simulation: {arithmetic} does not follow the file at "
-            f"{astray[0]}"
+            f"compared with the fake-quantized simulation{form}: "
+            f"a simulation in {arithmetic} does not follow the file at {astray[0]}"
         )
         work = _traced(model, bundle, samples, options, FAKE_QUANTIZED)
         found = work.build(())

@@ -211,15 +211,15 @@ def drawn(samples: Samples, limit: int | None) -> Samples:
 def timm_families(count: int, bits: str, out: Path) -> None:
     """The first ``count`` families of timm that there is no row of yet."""
     table = Table(out, FAMILY_COLUMNS, keys=3)
-    missing = [entry for entry in families() if not table.has(entry.model, bits, GENERIC.name)]
+    missing = [entry for entry in families() if not table.has(entry.model, bits, "canonical")]
     for entry in missing[:count]:
         try:
             case = family(entry)
-            found = row(case, strategy(case, bits, GENERIC), GENERIC, None)
+            found = row(case, strategy(case, bits, CANONICAL), CANONICAL, None)
         except Exception as error:
             words = " ".join(str(error).split())[:160]
             found = [f"crashed: {type(error).__name__}: {words}", *[""] * (len(MEASURED) - 1)]
-        table.add(entry.model, bits, GENERIC.name, *found)
+        table.add(entry.model, bits, "canonical", *found)
 
 
 def summary(path: Path) -> None:

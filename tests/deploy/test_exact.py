@@ -16,9 +16,11 @@ from torch import Tensor, nn
 import dqss
 from dqss.apply import apply_strategy
 from dqss.arithmetic import EXACT, FAKE_QUANTIZED
+from dqss.arithmetic.codes import CodeSum, code_sum
 from dqss.deploy.report import ExportReport
 from dqss.deploy.targets import GENERIC, ONNXRUNTIME_CPU
 from dqss.errors import TargetError
+from dqss.mixing import Grid
 from search_spaces import uniform
 from tests.deploy.support import bundle_for
 from tests.support.nets import cnn, images
@@ -60,7 +62,7 @@ class Branches(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Linear layers on more axes, of a single output, without a bias; a convolution and a pool of one axis."""
+    """Linear layers on more axes, of one output, without a bias; a convolution and a pool of one axis."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,14 +116,16 @@ SPACES: dict[str, dict[str, Any]] = {
 }
 
 
-def exported(name: str, space: str, path: Path) -> tuple[ExportReport, Tensor, Tensor]:
+def exported(
+    name: str, space: str, path: Path, exact: bool | None = None
+) -> tuple[ExportReport, Tensor, Tensor]:
     """What was written, inputs, and what the simulation makes of them."""
     torch.manual_seed(0)
     model, inputs = NETWORKS[name]().eval(), 2 * images(9)
     options = dict(SPACES[space])
     bits = options.pop("bits")
     bundle = bundle_for(model, inputs, uniform(*bits, ["mse"], ["minmax", "mse"], **options), start=1)
-    report = dqss.export_model(model, bundle, path / "model.onnx", inputs)
+    report = dqss.export_model(model, bundle, path / "model.onnx", inputs, exact=exact)
     with torch.no_grad():
         return report, inputs, apply_strategy(model, bundle, arithmetic=EXACT)(inputs)
 
@@ -176,15 +180,10 @@ def test_digits_are_used_and_take_no_more_room(tmp_path: Path) -> None:
     assert kinds["last.weight.codes"] == onnx.TensorProto.INT4
     assert kinds["last.weight.codes1"] == onnx.TensorProto.UINT4
     assert kinds["first.weight.codes"] == onnx.TensorProto.INT8
-    canonical = file(tmp_path / "canonical.onnx", exact=False).sizes.file
-    assert report.sizes.file < 1.05 * canonical
-
-
-def file(path: Path, exact: bool | None) -> ExportReport:
-    torch.manual_seed(0)
-    model, inputs = Wide().eval(), images(9)
-    bundle = bundle_for(model, inputs, uniform(8, 8, ["mse"], ["minmax", "mse"]), start=1)
-    return dqss.export_model(model, bundle, path, inputs, exact=exact)
+    canonical, _, _ = exported("digits", "usual", tmp_path, exact=False)
+    assert report.sizes.file < 1.05 * canonical.sizes.file
+    assert report.sizes.floating == canonical.sizes.floating
+    assert report.sizes.estimate == canonical.sizes.estimate
 
 
 def test_the_pattern_that_converters_look_for_is_there_for_the_asking(tmp_path: Path) -> None:
@@ -202,6 +201,25 @@ def test_the_pattern_that_converters_look_for_is_there_for_the_asking(tmp_path: 
     assert "Mul" not in forms[False] and forms[True].count("Mul") == 3
     facts = {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props}
     assert facts["dqss.arithmetic"] == "fake quantization"
+
+
+def test_what_the_simulation_does_not_follow_is_written_in_the_other_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(weight: Tensor, grid: Grid, inputs: Grid) -> CodeSum | None:
+        total = code_sum(weight, grid, inputs)
+        if total is not None and weight.shape == model[3].weight.shape:
+            total.digits.parts[0][0] += 5
+        return total
+
+    torch.manual_seed(0)
+    model, inputs = cnn(), images(8)
+    bundle = bundle_for(model, inputs, uniform(8, 8, ["mse"], ["mse"]))
+    monkeypatch.setattr("dqss.deploy.exact.code_sum", damaged)
+    report = dqss.export_model(model, bundle, tmp_path / "m.onnx", inputs)
+    assert report.parity.arithmetic == str(FAKE_QUANTIZED)
+    (note,) = report.notes
+    assert "written as the pattern that converters look for" in note and "computed by 3" in note
 
 
 def test_targets_with_integer_kernels_have_one_form() -> None:

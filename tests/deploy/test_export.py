@@ -195,7 +195,7 @@ def test_a_wrong_weight_is_found_by_name_and_nothing_is_written(
     damage(monkeypatch, name)
     seen: list[Parity] = []
     with pytest.raises(ParityError, match=f"differs from the simulation at {place}") as caught:
-        dqss.export_model(model, bundle, file, inputs, watch=seen.append)
+        dqss.export_model(model, bundle, file, inputs, watch=seen.append, exact=False)
     assert len(str(caught.value).splitlines()) == 1
     assert len(seen) == 1 and seen[0].failing(Tolerance())
     assert file.read_bytes() == b"old" and [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
