@@ -1,4 +1,4 @@
-"""Study: is an exported file as fast as ONNX Runtime's own static quantization? And an exact one? See README.md here.
+"""Study: is an exported file as fast as ONNX Runtime's own static quantization, and in exact sums? README.md.
 
     python -m experiments.export.latency --data FOLDER --mobilenet FILE --rounds 200
 
