@@ -20,7 +20,7 @@ from dqss.arithmetic.kernels import CONVOLUTIONS, along
 from dqss.arithmetic.weights import whole
 from dqss.mixing import Grid
 from dqss.precision import KeepsPrecision
-from dqss.spec import PerChannel, PerTensor
+from dqss.spec import PerChannel, PerTensor, QuantSpec
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,13 @@ class CodeSum:
     Attributes:
         digits: of the weight's ``code - zero_point``.
         zero: the zero points, fp32; broadcasts against the weight.
+        spec: whose codes they are.
         unit: fp32 ``[C]``.
     """
 
     digits: Digits
     zero: Tensor
+    spec: QuantSpec
     unit: Tensor
 
 
@@ -59,7 +61,7 @@ def code_sum(weight: Tensor, grid: Grid, inputs: Grid) -> CodeSum | None:
     if not on_grid or bool((unit < torch.finfo(torch.float32).tiny).any()):
         return None
     digits = digits_of(codes, int(peak))
-    return None if digits is None else CodeSum(digits, zero, unit)
+    return None if digits is None else CodeSum(digits, zero, spec, unit)
 
 
 class CodeKernel(KeepsPrecision):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dqss.arithmetic.codes import CodeSum, code_sum
 from dqss.arithmetic.halving import next_power
-from dqss.deploy.containers import WEIGHT_WIDTHS, Container, Held
+from dqss.deploy.containers import WEIGHT_WIDTHS, Container, Held, container_of
 from dqss.deploy.graphs import append, constant, transposes_of
 from dqss.deploy.grids import Array, Grids, dtype_of
 from dqss.mixing import Grid
@@ -53,20 +53,20 @@ class ExactLayers:
         name, source = weight.attributes.get_string("name"), weight.inputs[0]
         if source is None or source.const_value is None:
             return False
-        values, codes = torch.from_numpy(np.array(source.const_value.numpy())), None
+        values, kind = torch.from_numpy(np.array(source.const_value.numpy())), None
         for node, turned in list(_readers(weight.outputs[0])):
             found = self._inputs(node)
             total = None if found is None else code_sum(values, self._grid(name), self._grid(found[1]))
             if found is not None and total is not None:
                 self._replace(node, found[0], name, total, turned)
-                codes = total.digits.combine(list(total.digits.parts)) + total.zero
+                kind = container_of(total.spec, WEIGHT_WIDTHS)
         for node in list(transposes_of(weight.outputs[0])):
             if not node.outputs[0].uses():
                 self.graph.remove(node, safe=True)
-        if codes is None or weight.outputs[0].uses() or weight.outputs[0].is_graph_output():
+        if kind is None or weight.outputs[0].uses() or weight.outputs[0].is_graph_output():
             return False
         self.graph.remove(weight, safe=True)
-        held[name] = Held(_container_of(codes))
+        held[name] = Held(kind)
         return True
 
     def _grid(self, name: str) -> Grid:
@@ -111,8 +111,10 @@ class ExactLayers:
         found: ir.Value | None = None
         for number, part in enumerate(total.digits.parts):
             # Moved by their zero points, codes take no more room than their grid says.
-            zero = total.zero if len(total.digits.parts) == 1 else torch.zeros(())
-            stored = self._stored(part + zero, f"{name}.codes{number or ''}", turned)
+            single = len(total.digits.parts) == 1
+            zero = total.zero if single else torch.zeros(())
+            kind = container_of(total.spec, WEIGHT_WIDTHS) if single else _narrowest(part)
+            stored = self._stored(part + zero, kind, f"{name}.codes{number or ''}", turned)
             weight = append(made, "Cast", [stored], f"{old.name}.weight{number}", _TO_FLOAT)
             if zero.any():
                 moved = constant(
@@ -133,10 +135,10 @@ class ExactLayers:
             result = append(made, "Add", [values, result], f"{old.name}.biased")
         put(self.graph, node, made, result)
 
-    def _stored(self, part: Tensor, name: str, turned: bool) -> ir.Value:
+    def _stored(self, part: Tensor, kind: Container, name: str, turned: bool) -> ir.Value:
         name, part = (f"{name}.transposed", part.T) if turned else (name, part)
         # By way of int32: there is no cast from float to four bits that is sure to round nothing.
-        codes = part.numpy().astype(np.int32).astype(dtype_of(_container_of(part)))
+        codes = part.numpy().astype(np.int32).astype(dtype_of(kind))
         return constant(self.graph, name, codes)
 
 
@@ -227,7 +229,7 @@ def _pads_zeros(node: ir.Node) -> bool:
     return value[0].const_value is not None and not value[0].const_value.numpy().any()
 
 
-def _container_of(values: Tensor) -> Container:
+def _narrowest(values: Tensor) -> Container:
     """The narrowest integer type that holds them all."""
     low, high = (int(x) for x in torch.aminmax(values))
     kinds: Iterable[Container] = (Container(bits, low < 0) for bits in WEIGHT_WIDTHS)

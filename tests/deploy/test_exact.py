@@ -209,7 +209,7 @@ def test_what_the_simulation_does_not_follow_is_written_in_the_other_form(
     def damaged(weight: Tensor, grid: Grid, inputs: Grid) -> CodeSum | None:
         total = code_sum(weight, grid, inputs)
         if total is not None and weight.shape == model[3].weight.shape:
-            total.digits.parts[0][0] += 5
+            total.digits.parts[0].neg_()
         return total
 
     torch.manual_seed(0)
