@@ -1,5 +1,7 @@
 """Files in exact sums: the simulation's bits, in ONNX Runtime however it optimizes, and in another reader."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,6 +203,31 @@ def test_the_pattern_that_converters_look_for_is_there_for_the_asking(tmp_path: 
     assert "Mul" not in forms[False] and forms[True].count("Mul") == 3
     facts = {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props}
     assert facts["dqss.arithmetic"] == "fake quantization"
+
+
+class Adds(nn.Module):
+    """Points in the network's own forward, where its average is too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return self.head((self.body(x) + x).mean((2, 3)))
+
+
+def test_strategies_with_points_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, inputs = Adds().eval(), images(8)
+    bundle = bundle_for(model, inputs, ONNXRUNTIME_CPU.adapt(uniform(8, 8, ["mse"], ["mse"])))
+    assert bundle.strategy.points
+    report = dqss.export_model(model, bundle, tmp_path / "m.onnx", inputs)
+    assert report.parity.arithmetic == str(EXACT) and report.parity.whole.largest == 0.0
+    network = apply_strategy(model, bundle, arithmetic=EXACT)
+    wanted = network(inputs)
+    assert torch.equal(copy.deepcopy(network)(inputs), wanted)
+    assert torch.equal(pickle.loads(pickle.dumps(network))(inputs), wanted)
 
 
 def test_what_the_simulation_does_not_follow_is_written_in_the_other_form(
