@@ -86,7 +86,7 @@ class ExactLayers:
             if x not in self.codes:
                 one = constant(self.graph, "one", np.array(1, np.float32))
                 inputs = [node.inputs[0], one, *node.inputs[2:]]
-                self.codes[x] = self._copied(node, inputs, f"{self.restored[x]}.whole")
+                self.codes[x] = self._copied(node, inputs, f"{x.name}.whole")
             return self.codes[x], self.restored[x]
         if node is not None and node.op_type == "Pad" and _pads_zeros(node):
             found = None if node.inputs[0] is None else self._as_codes(node.inputs[0])
@@ -98,8 +98,7 @@ class ExactLayers:
     def _copied(self, node: ir.Node, inputs: list[ir.Value | None], name: str) -> ir.Value:
         """The same node with other inputs, behind it."""
         made: list[ir.Node] = []
-        count = sum(value.name == name for value in self.codes.values())
-        value = append(made, node.op_type, inputs, f"{name}{count or ''}", dict(node.attributes))
+        value = append(made, node.op_type, inputs, name, dict(node.attributes))
         value.shape, value.type = node.outputs[0].shape, node.outputs[0].type
         made[0].metadata_props.update(node.metadata_props)
         self.graph.insert_after(node, made[0])
@@ -114,7 +113,7 @@ class ExactLayers:
             single = len(total.digits.parts) == 1
             zero = total.zero if single else torch.zeros(())
             kind = container_of(total.spec, WEIGHT_WIDTHS) if single else _narrowest(part)
-            stored = self._stored(part + zero, kind, f"{name}.codes{number or ''}", turned)
+            stored = self._stored(part + zero, kind, f"{name}.whole{number or ''}", turned)
             weight = append(made, "Cast", [stored], f"{old.name}.weight{number}", _TO_FLOAT)
             if zero.any():
                 moved = constant(

@@ -179,9 +179,9 @@ def test_digits_are_used_and_take_no_more_room(tmp_path: Path) -> None:
     report, _, _ = exported("digits", "usual", tmp_path)
     graph = onnx.load(report.path).graph
     kinds = {entry.name: entry.data_type for entry in graph.initializer}
-    assert kinds["last.weight.codes"] == onnx.TensorProto.INT4
-    assert kinds["last.weight.codes1"] == onnx.TensorProto.UINT4
-    assert kinds["first.weight.codes"] == onnx.TensorProto.INT8
+    assert kinds["last.weight.whole"] == onnx.TensorProto.INT4
+    assert kinds["last.weight.whole1"] == onnx.TensorProto.UINT4
+    assert kinds["first.weight.whole"] == onnx.TensorProto.INT8
     canonical, _, _ = exported("digits", "usual", tmp_path, exact=False)
     assert report.sizes.file < 1.05 * canonical.sizes.file
     assert report.sizes.floating == canonical.sizes.floating
@@ -276,3 +276,27 @@ def test_images_of_open_size_are_averaged_as_before(tmp_path: Path) -> None:
     assert report.open_axes == {"input": (0, 2, 3)} and report.parity.whole.relative_error < 1e-2
     fixed = dqss.export_model(model, bundle, tmp_path / "fixed.onnx", inputs, dynamic_size=False)
     assert fixed.parity.whole.largest == 0.0
+
+
+class Again(nn.Module):
+    """One layer called three times, whose weight is read beside it too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = F.relu(self.layer(x))
+        return x + self.layer.weight[0]
+
+
+def test_weights_that_are_read_otherwise_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, inputs = Again().eval(), torch.randn(8, 6)
+    # At five bits the other form has them at the upper end of a byte.
+    bundle = bundle_for(model, inputs, uniform(5, 8, ["mse"], ["mse"]))
+    report = dqss.export_model(model, bundle, tmp_path / "m.onnx", inputs)
+    assert report.parity.arithmetic == str(EXACT) and report.parity.whole.largest == 0.0
+    names = {entry.name for entry in onnx.load(report.path).graph.initializer}
+    assert {"layer.weight.whole", "layer.weight.codes"} <= names
