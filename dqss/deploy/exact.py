@@ -108,18 +108,8 @@ class ExactLayers:
         old, made = node.outputs[0], list[ir.Node]()
         axes = len(total.digits.parts[0].shape) - 2 if node.op_type == "Conv" else 0
         found: ir.Value | None = None
-        for number, part in enumerate(total.digits.parts):
-            # Moved by their zero points, codes take no more room than their grid says.
-            single = len(total.digits.parts) == 1
-            zero = total.zero if single else torch.zeros(())
-            kind = container_of(total.spec, WEIGHT_WIDTHS) if single else _narrowest(part)
-            stored = self._stored(part + zero, kind, f"{name}.whole{number or ''}", turned)
-            weight = append(made, "Cast", [stored], f"{old.name}.weight{number}", _TO_FLOAT)
-            if zero.any():
-                moved = constant(
-                    self.graph, f"{old.name}.zero", (zero.reshape(1, -1) if turned else zero).numpy()
-                )
-                weight = append(made, "Sub", [weight, moved], f"{old.name}.whole{number}")
+        for number in range(len(total.digits.parts)):
+            weight = self._weight(total, number, name, f"{old.name}.weight{number}", turned, made)
             each = append(made, node.op_type, [x, weight], f"{old.name}.sum{number}", dict(node.attributes))
             if found is not None:
                 base = constant(self.graph, f"digit.{total.digits.base}", _float(total.digits.base))
@@ -134,11 +124,25 @@ class ExactLayers:
             result = append(made, "Add", [values, result], f"{old.name}.biased")
         put(self.graph, node, made, result)
 
-    def _stored(self, part: Tensor, kind: Container, name: str, turned: bool) -> ir.Value:
-        name, part = (f"{name}.transposed", part.T) if turned else (name, part)
+    def _weight(
+        self, total: CodeSum, number: int, name: str, output: str, turned: bool, made: list[ir.Node]
+    ) -> ir.Value:
+        """One digit of a layer's weight as whole numbers in fp32."""
+        part, zero, kind = total.digits.parts[number], torch.zeros(()), None
+        if len(total.digits.parts) == 1:
+            # Moved by their zero points, codes take no more room than their grid says.
+            zero, kind = total.zero, container_of(total.spec, WEIGHT_WIDTHS)
+        codes = part + zero
+        if turned:
+            codes, zero = codes.T, zero.reshape(1, -1)
         # By way of int32: there is no cast from float to four bits that is sure to round nothing.
-        codes = part.numpy().astype(np.int32).astype(dtype_of(kind))
-        return constant(self.graph, name, codes)
+        stored = codes.numpy().astype(np.int32).astype(dtype_of(kind or _narrowest(part)))
+        tag = f"{name}.whole{number or ''}{'.transposed' if turned else ''}"
+        found = append(made, "Cast", [constant(self.graph, tag, stored)], output, _TO_FLOAT)
+        if zero.any():
+            moved = constant(self.graph, f"{name}.zero{'.transposed' if turned else ''}", zero.numpy())
+            found = append(made, "Sub", [found, moved], f"{output}.moved")
+        return found
 
 
 _TO_FLOAT = {"to": int(ir.DataType.FLOAT)}
