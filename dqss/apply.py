@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dqss import quantizers
-from dqss.arithmetic import FAKE_QUANTIZED, Arithmetic, IntegerKernels
-from dqss.arithmetic.attach import attach_kernels
+from dqss.arithmetic import EXACT, FAKE_QUANTIZED, Arithmetic, IntegerKernels
+from dqss.arithmetic.attach import attach_exact, attach_kernels
 from dqss.arithmetic.readers import reading
 from dqss.attach import attach_input, attach_output, forbid_nested
 from dqss.bundle import Bundle
@@ -130,7 +130,8 @@ def apply_strategy(
         bundle: from :func:`dqss.load` or a search.
         force: apply also to other weights (scales then may not fit).
         arithmetic: what it is computed with; :data:`dqss.arithmetic.ONNXRUNTIME` computes what the integer
-            kernels of that runtime do, on any machine, wherever the strategy leaves it integers.
+            kernels of that runtime do, on any machine, wherever the strategy leaves it integers, and
+            :data:`dqss.arithmetic.EXACT` what a file for ``target=generic`` does in any runtime.
 
     Raises:
         StrategyError: for another model, or other weights, naming the layers, products or points that differ.
@@ -162,6 +163,8 @@ def apply_strategy(
         _attach_outputs(fixed, bundle)
     if kernels is not None and seen is not None:
         attach_kernels(fixed, bundle, seen, kernels)
+    if arithmetic == EXACT:
+        attach_exact(fixed, bundle)
     if strategy.products or strategy.points:
         # Only a pass shows whether the network multiplies and adds as it did.
         call_model(fixed.eval(), to_device(example, home(model)))

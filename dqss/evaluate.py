@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dqss import cli
 from dqss.apply import apply_strategy
-from dqss.arithmetic import FAKE_QUANTIZED, Arithmetic
+from dqss.arithmetic import FAKE_QUANTIZED, Arithmetic, IntegerKernels
 from dqss.bundle import Bundle, load
 from dqss.calls import call_model
 from dqss.deploy.targets import target_named
@@ -119,7 +119,7 @@ def _arithmetic(target: str | None, bundle: Bundle) -> Arithmetic:
         return FAKE_QUANTIZED
     known = target_named(target)
     known.check_strategy(bundle.strategy)
-    if known.arithmetic != FAKE_QUANTIZED and not bundle.strategy.points:
+    if isinstance(known.arithmetic, IntegerKernels) and not bundle.strategy.points:
         raise UserError(
             f"target={target}: the strategy has no points, so that hardly anything would be computed as "
             f"there; search with target={target}"

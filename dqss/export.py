@@ -30,6 +30,7 @@ OPTIONS = {
     "strategy": str,
     "format": str,
     "target": str,
+    "exact": bool | None,
     "file": str | None,
     "images": int | None,
     "debug": bool,
@@ -53,7 +54,8 @@ def main(config: DictConfig) -> None:
         raise UserError(f"format=torch runs in torch: target={config.target} is for format=onnx")
     if config.images is not None and config.images < 1:
         raise UserError(f"images={config.images}: expected 1 or more, or null")
-    target, tolerance = target_named(config.target), cli.make(config.tolerance, "tolerance")
+    target = target_named(config.target).in_form(config.exact)
+    tolerance = cli.make(config.tolerance, "tolerance")
     folder = Path(config.strategy)
     folder = folder.parent if folder.is_file() else folder
     bundle = load(folder)

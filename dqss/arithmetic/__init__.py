@@ -1,5 +1,21 @@
-"""What numbers a quantized network is simulated with: real ones on grids, or a runtime's own integers."""
+"""What a quantized network is simulated with: real numbers on grids, exact sums, or a runtime's integers."""
 
-from dqss.arithmetic.kinds import FAKE_QUANTIZED, ONNXRUNTIME, Arithmetic, FakeQuantized, IntegerKernels
+from dqss.arithmetic.kinds import (
+    EXACT,
+    FAKE_QUANTIZED,
+    ONNXRUNTIME,
+    Arithmetic,
+    ExactSums,
+    FakeQuantized,
+    IntegerKernels,
+)
 
-__all__ = ["FAKE_QUANTIZED", "ONNXRUNTIME", "Arithmetic", "FakeQuantized", "IntegerKernels"]
+__all__ = [
+    "EXACT",
+    "FAKE_QUANTIZED",
+    "ONNXRUNTIME",
+    "Arithmetic",
+    "ExactSums",
+    "FakeQuantized",
+    "IntegerKernels",
+]

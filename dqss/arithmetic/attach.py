@@ -1,4 +1,4 @@
-"""Put integer kernels on the layers and additions of a fake-quantized network, without wrapping them.
+"""Put kernels on the layers and additions of a fake-quantized network, without wrapping them.
 
 A layer's forward runs as it is, paddings and all; the one convolution or product in it is computed from
 integers. Around it, values stay real numbers on grids, which stand for integers one to one. Under
@@ -13,12 +13,15 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from dqss.arithmetic.codes import CodeKernel, make_code_kernel
+from dqss.arithmetic.halving import Halving
 from dqss.arithmetic.kernels import LayerKernel, make_kernel
 from dqss.arithmetic.kinds import IntegerKernels
 from dqss.arithmetic.points import KERNELS
 from dqss.arithmetic.readers import Reading, grids_of, is_bytes
 from dqss.bundle import Bundle
 from dqss.choice import POINT_OPERANDS
+from dqss.layered import Layered, can_precede, put_before
 from dqss.measure import home
 from dqss.products.attach import PRODUCT_QUANTIZERS
 
@@ -63,8 +66,33 @@ def attach_kernels(
     return tuple(found)
 
 
-class _Integer(nn.Module):
-    """Goes before a layer's class in a subclass of both."""
+def attach_exact(model: nn.Module, bundle: Bundle) -> tuple[str, ...]:
+    """Compute in exact sums whatever can be; see :class:`dqss.arithmetic.kinds.ExactSums`.
+
+    Args:
+        model: from :func:`dqss.apply.apply_strategy`, fake-quantized; it is changed.
+        bundle: that was applied.
+
+    Returns:
+        Names of the layers that are computed so.
+    """
+    modules, grids = dict(model.named_modules()), grids_of(bundle, home(model))
+    found = list[str]()
+    for name in bundle.strategy.layers:
+        weight, inputs = grids.get(f"{name}.weight"), grids.get(f"{name}.activation")
+        if weight is None or inputs is None or getattr(modules[name], "padding_mode", "zeros") == "circular":
+            continue
+        kernel = make_code_kernel(modules[name], weight, inputs)
+        if kernel is not None:
+            _attach(modules[name], kernel)
+            found.append(name)
+    if can_precede(model):
+        put_before(model, _Averages)
+    return tuple(found)
+
+
+class _Kernel(Layered):
+    """Before a layer's class."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_exporting():
@@ -72,15 +100,21 @@ class _Integer(nn.Module):
         with _Computing(getattr(self, KERNEL)):
             return super().forward(*args, **kwargs)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        _, _, *state = tuple(super().__reduce_ex__(protocol))
-        return (_bare, (type(self).__bases__[1],), *state)
+
+class _Averages(Layered):
+    """Before the class of a whole network."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_exporting():
+            return super().forward(*args, **kwargs)
+        with Halving():
+            return super().forward(*args, **kwargs)
 
 
 class _Computing(TorchFunctionMode):
     """Computes a layer's convolution or product by its kernel."""
 
-    def __init__(self, kernel: LayerKernel) -> None:
+    def __init__(self, kernel: LayerKernel | CodeKernel) -> None:
         super().__init__()
         self.kernel = kernel
 
@@ -92,23 +126,6 @@ class _Computing(TorchFunctionMode):
         return self.kernel(func, x, *rest)
 
 
-_MADE: dict[Any, Any] = {}
-
-
-def _attach(layer: nn.Module, kernel: LayerKernel) -> None:
+def _attach(layer: nn.Module, kernel: LayerKernel | CodeKernel) -> None:
     layer.add_module(KERNEL, kernel)
-    layer.__class__ = _computing(type(layer))
-
-
-def _computing(base: Any) -> Any:
-    """The subclass of a layer's class that computes by a kernel; always the same one."""
-    if base not in _MADE:
-        names = {key: getattr(base, key) for key in ("__module__", "__qualname__", "__doc__")}
-        _MADE[base] = type(base)(base.__name__, (_Integer, base), names)
-    return _MADE[base]
-
-
-def _bare(base: type[nn.Module]) -> Any:
-    """A layer of the subclass for ``base``, without state: what copies and pickles begin with."""
-    made = _computing(base)
-    return made.__new__(made)
+    put_before(layer, _Kernel)

@@ -70,16 +70,16 @@ class LayerKernel(KeepsPrecision):
         """The layer's output for ``x`` on its grid; ``rest`` goes to ``func`` after the bias."""
         inputs = Bytes(self.input_scale, self.input_zero)
         axis = -1 if func is F.linear else -(self.codes.ndim - 1)
-        bias = 0.0 if self.bias is None else _along(self.bias, axis)
+        bias = 0.0 if self.bias is None else along(self.bias, axis)
         factor, codes = 1 << self.shift, inputs.read(x.float())
         total = rounded_sum(func, codes, self.codes, bias, factor, self.largest, *rest)
         if self.real:
-            return (total * _along(self.unit, axis)).to(x.dtype)
+            return (total * along(self.unit, axis)).to(x.dtype)
         output = Bytes(self.output_scale, self.output_zero)
-        return output.requantize(total, _along(self.unit / self.output_scale, axis)).to(x.dtype)
+        return output.requantize(total, along(self.unit / self.output_scale, axis)).to(x.dtype)
 
 
-def _along(values: Tensor, axis: int) -> Tensor:
+def along(values: Tensor, axis: int) -> Tensor:
     """Broadcasts against a tensor whose channel axis is ``axis``, counted from the end."""
     return values.reshape(-1, *[1] * (-axis - 1)) if values.numel() > 1 else values.reshape(())
 

@@ -32,9 +32,25 @@ class IntegerKernels:
         return "integer arithmetic"
 
 
-Arithmetic: TypeAlias = FakeQuantized | IntegerKernels
+@dataclass(frozen=True)
+class ExactSums:
+    """Codes held in fp32, summed without any rounding; then operations of one rounding each.
+
+    Convolutions and linear layers sum products of codes, which fp32 does exactly up to 2^24 (beyond it
+    digits of the weights are summed apart), multiply the sum with ``scale * scale``, and add their bias.
+    Averages over an image are added up in a stated order. That is the same in whatever runtime, on any
+    machine with IEEE 754 arithmetic. What is neither that nor elementwise stays as it was.
+    """
+
+    def __str__(self) -> str:
+        return "exact sums"
+
+
+Arithmetic: TypeAlias = FakeQuantized | IntegerKernels | ExactSums
 
 FAKE_QUANTIZED = FakeQuantized()
 """The default: what was searched, bit for bit."""
 ONNXRUNTIME = IntegerKernels()
 """Of ``target=onnxruntime-cpu``."""
+EXACT = ExactSums()
+"""Of files for ``target=generic``."""

@@ -73,18 +73,23 @@ class IntegerMean(IntegerPoint):
     """The mean over all axes behind that of the channels."""
 
     def _takes(self, meeting: Meeting) -> bool:
-        return _is_global(meeting)
+        return is_global(meeting)
 
     def _result(self, meeting: Meeting, *operands: Tensor) -> Tensor:
         (x,), (inputs, output) = operands, self.grids()
         # Sums of whole numbers in fp64 are exact.
         total = inputs.read(x).double().flatten(2).sum(2).float()
-        found = mean(total, math.prod(x.shape[2:]), inputs, output)
-        keeps = meeting.func in _ADAPTIVE or meeting.kwargs.get("keepdim", False) or True in meeting.args[2:]
-        return found.reshape(*found.shape, *[1] * (x.ndim - 2)) if keeps else found
+        return with_axes(mean(total, math.prod(x.shape[2:]), inputs, output), meeting)
 
 
-def _is_global(meeting: Meeting) -> bool:
+def with_axes(found: Tensor, meeting: Meeting) -> Tensor:
+    """Means ``[N, C]`` with the axes that the function leaves behind them."""
+    keeps = meeting.func in _ADAPTIVE or meeting.kwargs.get("keepdim", False) or True in meeting.args[2:]
+    return found.reshape(*found.shape, *[1] * (meeting.given[0].ndim - 2)) if keeps else found
+
+
+def is_global(meeting: Meeting) -> bool:
+    """Whether that is the mean over all axes behind those of batch and channels."""
     x = meeting.given[0]
     if meeting.func in _ADAPTIVE:
         size = meeting.args[1] if len(meeting.args) > 1 else meeting.kwargs.get("output_size")

@@ -31,6 +31,7 @@ def export_model(
     inputs: Samples | Tensor | Iterable[Any],
     *,
     target: Target = GENERIC,
+    exact: bool | None = None,
     dynamic_size: bool | None = None,
     tolerance: Tolerance = DEFAULT,
     part_inputs: int = 32,
@@ -51,6 +52,8 @@ def export_model(
         path: of the file; its folder is made if need be.
         inputs: real ones, as the search takes them: a tensor ``[N, ...]``, or an iterable of batches.
         target: the runtime that the file is for; see :mod:`dqss.deploy.targets`.
+        exact: compute layers on codes, so that every runtime gives the simulation's very bits; by default
+            where the target has no integer kernels. False for the pattern that converters look for.
         dynamic_size: leave height and width of images open; by default where images come out.
         tolerance: how far the file may be off.
         part_inputs: the parts are compared on so many of the inputs.
@@ -73,6 +76,7 @@ def export_model(
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"an export needs {', '.join(missing)}: pip install 'dqss[onnx]'")
+    target = target.in_form(exact)
     target.check_strategy(bundle.strategy)
     from dqss.deploy.pipeline import export
     from dqss.deploy.work import Options

@@ -19,6 +19,7 @@ import torch
 
 from dqss.arithmetic.weights import coarsen, least_scale, whole
 from dqss.deploy.containers import Held, hold_activation, hold_weight, unsaturated
+from dqss.deploy.exact import ExactLayers, halve_means
 from dqss.deploy.graphs import append, constant, transposes_of
 from dqss.deploy.grids import Array, Grids, Stored, dtype_of, store
 from dqss.deploy.marks import DOMAIN, QUANTIZE, WEIGHT, Call
@@ -42,7 +43,9 @@ class Lowered:
     clipped: list[str] = field(default_factory=list)
 
 
-def lower(model: ir.Model, grids: Grids, target: Target, in_float: Collection[str] = ()) -> Lowered:
+def lower(
+    model: ir.Model, grids: Grids, target: Target, in_float: Collection[str] = (), exact: bool = False
+) -> Lowered:
     """Replace every named node of a traced graph, in place.
 
     Args:
@@ -50,13 +53,19 @@ def lower(model: ir.Model, grids: Grids, target: Target, in_float: Collection[st
         grids: of the quantizers that the nodes name.
         target: what the file is for.
         in_float: layers that no runtime should compute in integers.
+        exact: compute layers and averages in exact sums (:mod:`dqss.deploy.exact`), where they have them.
     """
     work = _Lowering(model.graph, grids, target, in_float)
     nodes = [node for node in model.graph if node.domain == DOMAIN]
     for node in (node for node in nodes if node.op_type == QUANTIZE):
         work.activation(node)
     # Afterwards, because how a weight is stored depends on what it is multiplied with.
-    for node in (node for node in nodes if node.op_type == WEIGHT):
+    weights = [node for node in nodes if node.op_type == WEIGHT]
+    if exact:
+        layers = ExactLayers(model.graph, grids, work.restored)
+        weights = [node for node in weights if not layers.rewrite(node, work.done.held)]
+        halve_means(model.graph)
+    for node in weights:
         work.weight(node)
     del model.opset_imports[DOMAIN]
     return work.done

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from torch import nn
 
 from dqss.apply import apply_strategy
-from dqss.arithmetic import FAKE_QUANTIZED, Arithmetic
+from dqss.arithmetic import EXACT, FAKE_QUANTIZED, Arithmetic, IntegerKernels
 from dqss.bundle import Bundle
 from dqss.deploy.biases import quantize_biases
 from dqss.deploy.compared import Parity, PartParity
@@ -44,14 +44,15 @@ LIMIT = 2**31 - 1
 def export(model: nn.Module, bundle: Bundle, path: Path, samples: Samples, options: Options) -> ExportReport:
     """See :func:`dqss.deploy.export.export_model`."""
     ensure_folder(path.parent)
-    arithmetic = options.target.arithmetic if bundle.strategy.points else FAKE_QUANTIZED
+    arithmetic = options.target.arithmetic_of(bundle.strategy)
     work = _traced(model, bundle, samples, options, arithmetic)
     found, notes = work.build(()), list[str]()
     astray = [row.part for row in found.parts if not row.within(options.tolerance)]
     if astray and arithmetic != FAKE_QUANTIZED:
+        form = ", and written as the pattern that converters look for" if arithmetic == EXACT else ""
         notes.append(
-            f"compared with the fake-quantized simulation: {arithmetic} does not follow the file at "
-            f"{astray[0]}"
+            f"compared with the fake-quantized simulation{form}: "
+            f"a simulation in {arithmetic} does not follow the file at {astray[0]}"
         )
         work = _traced(model, bundle, samples, options, FAKE_QUANTIZED)
         found = work.build(())
@@ -150,13 +151,13 @@ class _Work:
     def build(self, in_float: Collection[str]) -> _Built:
         """A graph whose layers of these names are computed in float."""
         graph = self.traced.clone()
-        lowered = lower(graph, self.grids, self.options.target, in_float)
+        lowered = lower(graph, self.grids, self.options.target, in_float, self.arithmetic == EXACT)
         if self.options.target.bias == "int32":
             quantize_biases(graph)
-        if self.options.target.arithmetic != FAKE_QUANTIZED:
+        if isinstance(self.options.target.arithmetic, IntegerKernels):
             pool_means(graph)
         with quietly():
-            tidy(graph, self.bundle, target=self.options.target.name)
+            tidy(graph, self.bundle, target=self.options.target.name, arithmetic=str(self.arithmetic))
         with self.options.reporter.stage("parts", self.few) as stage:
             parts = self.comparison.parts(graph, lowered, self._batches(self.few, PART_BATCH, stage))
         return _Built(graph, lowered, parts)

@@ -51,7 +51,7 @@ def open_session(data: bytes, threads: int = 1, optimized: Path | None = None) -
     Args:
         data: the serialized model.
         threads: within an operator.
-        optimized: where the graph that really runs is written to.
+        optimized: where the graph that really runs is written to, but for the layout of its tensors.
 
     Raises:
         ExportError: where the runtime refuses the model.
@@ -62,6 +62,8 @@ def open_session(data: bytes, threads: int = 1, optimized: Path | None = None) -
     options.log_severity_level = 4  # it warns about files for this machine alone, which is what is asked for
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+        # What comes behind that changes layouts, and makes convolutions of multiplications.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     try:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dqss.arithmetic.codes import CodeKernel
 from dqss.arithmetic.kernels import LayerKernel
 from dqss.arithmetic.points import IntegerPoint
 from dqss.choice import TensorChoice
@@ -73,8 +74,8 @@ def _bytes(choice: TensorChoice, values: int, scales: int) -> float:
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Parameters and floating-point buffers, without those of quantizers and integer kernels."""
+    """Parameters and floating-point buffers, without those of quantizers and kernels."""
     yield from model.parameters()
-    kinds = (Quantizer, LayerKernel, IntegerPoint)
+    kinds = (Quantizer, CodeKernel, LayerKernel, IntegerPoint)
     ours = {id(b) for module in model.modules() if isinstance(module, kinds) for b in module.buffers()}
     yield from (b for b in model.buffers() if b.is_floating_point() and id(b) not in ours)

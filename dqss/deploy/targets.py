@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dqss.arithmetic.kinds import FAKE_QUANTIZED, ONNXRUNTIME, Arithmetic
+from dqss.arithmetic.kinds import EXACT, FAKE_QUANTIZED, ONNXRUNTIME, Arithmetic, IntegerKernels
 from dqss.choice import TensorChoice
 from dqss.deploy.containers import WEIGHT_WIDTHS
 from dqss.errors import TargetError, near_match
@@ -66,7 +66,7 @@ class Target:
         signed_activations: whether its integer kernels take them.
         points: where it needs tensors quantized beside the inputs of layers.
         tried: whether files for it have been run here.
-        arithmetic: what a strategy with points is compared in: as its integer kernels compute, if known.
+        arithmetic: what files compute, as far as it is known, and what they are compared with.
     """
 
     name: str
@@ -109,6 +109,26 @@ class Target:
                 [_candidate(choice)], "weights" if role == "weight" else "activations", f"{layer}.{role}"
             )
 
+    def arithmetic_of(self, strategy: Strategy) -> Arithmetic:
+        """What a file with this strategy is compared with: integer kernels need points between them."""
+        known = self.arithmetic
+        return FAKE_QUANTIZED if isinstance(known, IntegerKernels) and not strategy.points else known
+
+    def in_form(self, exact: bool | None) -> Target:
+        """With layers in exact sums, or as the pattern that runtimes look for; None leaves it.
+
+        Raises:
+            TargetError: for a target whose runtime needs that pattern.
+        """
+        if exact is None:
+            return self
+        if exact and self.arithmetic != EXACT:
+            raise TargetError(
+                f"target={self.name} has integer kernels, which look for another pattern: exact=true is for "
+                f"target={GENERIC.name}"
+            )
+        return self if exact or self.arithmetic != EXACT else replace(self, arithmetic=FAKE_QUANTIZED)
+
     def _check(self, candidates: Iterable[Candidate], role: str, where: str) -> None:
         allowed = self.weight if role == "weights" else self.activation
         for candidate in candidates:
@@ -134,8 +154,9 @@ def _numbers(bits: tuple[int, ...]) -> str:
     return f"{bits[0]} to {bits[-1]}" if whole else " and ".join(map(str, bits))
 
 
-GENERIC = Target("generic", Allowed(), Allowed(grains=(PerTensor, PerChannel)))
-"""Whatever ONNX can say. Weights of up to four bits are packed two a byte."""
+GENERIC = Target("generic", Allowed(), Allowed(grains=(PerTensor, PerChannel)), arithmetic=EXACT)
+"""Whatever ONNX can say, with the same answers in any runtime. Weights of up to four bits are packed two a
+byte."""
 
 ONNXRUNTIME_CPU = Target(
     "onnxruntime-cpu",

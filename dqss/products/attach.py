@@ -19,11 +19,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dqss.choice import OPERANDS
 from dqss.errors import StrategyError
+from dqss.layered import Layered, can_precede, put_before
 from dqss.products.meet import Meeting, as_meeting
 from dqss.products.multiply import Product, as_product
 
@@ -84,24 +85,18 @@ class ProductQuantizer(nn.Module):
 def can_attach(module: nn.Module) -> bool:
     """Whether the forward of ``module`` is its class's own (or ours), and a further child does no harm.
 
-    Containers run or count their children; graph modules make their own classes. What has a way of
-    its own to be copied would come out of it as it was before.
+    Containers run or count their children.
     """
-    kind = type(module)
-    return isinstance(module, _Multiplies) or not (
-        isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict, fx.GraphModule))
-        or {"forward", PRODUCT_QUANTIZERS} & {*vars(module), *module._modules}
-        or kind.__reduce_ex__ is not object.__reduce_ex__
-        or kind.__reduce__ is not object.__reduce__
-        or hasattr(kind, "__deepcopy__")
-    )
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    taken = isinstance(module, containers) or PRODUCT_QUANTIZERS in {*vars(module), *module._modules}
+    return isinstance(module, _Multiplies) or (not taken and can_precede(module))
 
 
 def attach_products(module: nn.Module, products: Mapping[int, ProductQuantizer]) -> None:
     """Quantize products, or points, of the module's own forward, by their position among them in it."""
     if not isinstance(module, _Multiplies):
         module.add_module(PRODUCT_QUANTIZERS, nn.ModuleDict())
-        module.__class__ = _multiplying(type(module))
+        put_before(module, _Multiplies)
     quantizers: Any = getattr(module, PRODUCT_QUANTIZERS)
     for index in sorted(products):
         quantizers[key_of(products[index].word, index)] = products[index]
@@ -123,8 +118,8 @@ def key_of(word: str, index: int) -> str:
     return f"{POINT if word == POINT else ''}{index}"
 
 
-class _Multiplies(nn.Module):
-    """Goes before a module's class in a subclass of both."""
+class _Multiplies(Layered):
+    """Before a module's class."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         quantizers: Any = getattr(self, PRODUCT_QUANTIZERS)
@@ -139,28 +134,10 @@ class _Multiplies(nn.Module):
         finally:
             mode.frame = None  # it would hold the inputs until the garbage is collected
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        _, _, *state = tuple(super().__reduce_ex__(protocol))
-        return (_bare, (type(self).__bases__[1],), *state)
-
-
-_MADE: dict[Any, Any] = {}
-
-
-def _multiplying(base: Any) -> Any:
-    """The subclass of a module's class that quantizes its products; always the same one."""
-    if base not in _MADE:
-        names = {key: getattr(base, key) for key in ("__module__", "__qualname__", "__doc__")}
+    @classmethod
+    def overrides(cls) -> dict[str, Any]:
         # Compiled, a mode would see the functions inside a function too, and count other products.
-        names["forward"] = torch.compiler.disable(_Multiplies.forward)  # type: ignore[no-untyped-call]
-        _MADE[base] = type(base)(base.__name__, (_Multiplies, base), names)
-    return _MADE[base]
-
-
-def _bare(base: type[nn.Module]) -> Any:
-    """A module of the subclass for ``base``, without state: what copies and pickles begin with."""
-    made = _multiplying(base)
-    return made.__new__(made)
+        return {"forward": torch.compiler.disable(cls.forward)}  # type: ignore[no-untyped-call]
 
 
 class _Multiplying(TorchFunctionMode):

@@ -96,7 +96,7 @@ def main() -> None:
         missing = [
             (bits, target)
             for bits in arguments.bits
-            for target in (arguments.targets if bits in ("W8A8", "W4A8") else ["generic"])
+            for target in (arguments.targets if bits in ("W8A8", "W4A8") else ["canonical"])
             if not table.has(name, bits, target)
         ]
         case = NETWORKS[name](files) if missing else None

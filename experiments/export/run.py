@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from dqss import __version__
 from dqss.apply import apply_strategy, make_bundle
-from dqss.arithmetic import FAKE_QUANTIZED
 from dqss.bundle import Bundle
 from dqss.calls import call_model, first_tensor
 from dqss.deploy.compared import Parity, Whole
@@ -38,14 +37,14 @@ from dqss.metrics import task_metric
 from dqss.prepare import prepare
 from dqss.samples import Samples
 from dqss.search_spaces import uniform
-from dqss.space import Points
 from dqss.strategy import ModelInfo, utc_now
 from dqss.supernet import Supernet
 from experiments.export.networks import NETWORKS, Case, Files, families, family
 from experiments.harness import Table, quiet
 
 HERE = Path(__file__).parent
-TARGETS = {target.name: target for target in (GENERIC, ONNXRUNTIME_CPU)}
+CANONICAL = GENERIC.in_form(exact=False)
+TARGETS = {"generic": GENERIC, "canonical": CANONICAL, "onnxruntime-cpu": ONNXRUNTIME_CPU}
 MIXED = tuple(range(2, 9))
 BITS: dict[str, tuple[int | Sequence[int], int | Sequence[int]]] = {
     "W8A8": (8, 8),
@@ -184,24 +183,21 @@ def networks(
     table = Table(out, COLUMNS, keys=3)
     for name in names:
         missing = [
-            (bits, target)
+            (bits, label)
             for bits in wanted
-            for target in (TARGETS.values() if bits in ("W8A8", "W4A8") else (GENERIC,))
-            if target.name in targets and not table.has(name, bits, target.name)
+            for label in targets
+            if (label != ONNXRUNTIME_CPU.name or bits in ("W8A8", "W4A8"))
+            and not table.has(name, bits, label)
         ]
         case = NETWORKS[name](files) if missing else None
-        made: dict[tuple[str, Points | None], tuple[Bundle, Whole]] = {}
-        for bits, target in missing:
+        for bits, label in missing:
             assert case is not None
-            case.samples = drawn(case.samples, limit)
-            key = bits, target.points
-            if key not in made:
-                bundle = strategy(case, bits, target)
-                arithmetic = target.arithmetic if bundle.strategy.points else FAKE_QUANTIZED
-                simulation = apply_strategy(case.model, bundle, arithmetic=arithmetic)
-                made[key] = bundle, control(simulation, case.samples)
-            bundle, checked = made[key]
-            table.add(name, bits, target.name, *row(case, bundle, target, checked))
+            case.samples, target = drawn(case.samples, limit), TARGETS[label]
+            bundle = strategy(case, bits, target)
+            arithmetic = target.arithmetic_of(bundle.strategy)
+            simulation = apply_strategy(case.model, bundle, arithmetic=arithmetic)
+            checked = control(simulation, case.samples)
+            table.add(name, bits, label, *row(case, bundle, target, checked))
 
 
 def drawn(samples: Samples, limit: int | None) -> Samples:
@@ -215,15 +211,15 @@ def drawn(samples: Samples, limit: int | None) -> Samples:
 def timm_families(count: int, bits: str, out: Path) -> None:
     """The first ``count`` families of timm that there is no row of yet."""
     table = Table(out, FAMILY_COLUMNS, keys=3)
-    missing = [entry for entry in families() if not table.has(entry.model, bits, GENERIC.name)]
+    missing = [entry for entry in families() if not table.has(entry.model, bits, "canonical")]
     for entry in missing[:count]:
         try:
             case = family(entry)
-            found = row(case, strategy(case, bits, GENERIC), GENERIC, None)
+            found = row(case, strategy(case, bits, CANONICAL), CANONICAL, None)
         except Exception as error:
             words = " ".join(str(error).split())[:160]
             found = [f"crashed: {type(error).__name__}: {words}", *[""] * (len(MEASURED) - 1)]
-        table.add(entry.model, bits, GENERIC.name, *found)
+        table.add(entry.model, bits, "canonical", *found)
 
 
 def summary(path: Path) -> None:

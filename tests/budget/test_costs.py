@@ -176,7 +176,7 @@ def test_size_as_exported_is_what_the_file_holds_for_its_weights(start: int, tmp
     assignment = every_other(supernet, 11 * start)
     bundle = bundle_of(prepared, supernet, assignment, batch)
     path = tmp_path / "model.onnx"
-    dqss.export_model(model, bundle, path, batch)
+    dqss.export_model(model, bundle, path, batch, exact=False)
     graph = onnx.load(path).graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     held = {

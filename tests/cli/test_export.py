@@ -112,6 +112,7 @@ def test_narrow_grids_and_a_file_of_ones_own(finished: Path, tmp_path: Path) -> 
     [
         (["target=tensorrtt"], "target=tensorrtt (did you mean 'tensorrt'?): expected one of generic"),
         (["target=onnxruntime-cpu"], "conv1.activation: target 'onnxruntime-cpu' has no activations as"),
+        (["target=tensorrt", "exact=true"], "exact=true is for target=generic"),
         (["format=tflite"], "format=tflite: expected one of onnx, torch"),
         (
             ["format=torch", "target=tensorrt"],

@@ -158,9 +158,7 @@ def test_layers_that_one_weight_serves_store_it_once(tmp_path: Path) -> None:
     model, inputs = build().eval(), batch()
     bundle = bundle_for(model, inputs, small_space(8))
     report = dqss.export_model(model, bundle, tmp_path / "model.onnx", [inputs])
-    names = [
-        entry.name for entry in onnx.load(report.path).graph.initializer if entry.name.endswith(".codes")
-    ]
+    names = [entry.name for entry in onnx.load(report.path).graph.initializer if ".whole" in entry.name]
     assert len(names) == 2  # first and second, and the head
 
 
@@ -195,7 +193,7 @@ def test_a_wrong_weight_is_found_by_name_and_nothing_is_written(
     damage(monkeypatch, name)
     seen: list[Parity] = []
     with pytest.raises(ParityError, match=f"differs from the simulation at {place}") as caught:
-        dqss.export_model(model, bundle, file, inputs, watch=seen.append)
+        dqss.export_model(model, bundle, file, inputs, watch=seen.append, exact=False)
     assert len(str(caught.value).splitlines()) == 1
     assert len(seen) == 1 and seen[0].failing(Tolerance())
     assert file.read_bytes() == b"old" and [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]

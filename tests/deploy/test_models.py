@@ -46,11 +46,13 @@ def rlfn() -> tuple[nn.Module, Tensor]:
     return RLFN(2, channels=8, blocks=2), 255 * torch.rand(4, 3, 24, 20)
 
 
-def exported(build: Callable[[], tuple[nn.Module, Tensor]], space: SearchSpace, path: Path) -> ExportReport:
+def exported(
+    build: Callable[[], tuple[nn.Module, Tensor]], space: SearchSpace, path: Path, exact: bool | None = None
+) -> ExportReport:
     torch.manual_seed(0)
     model, inputs = build()
     bundle = bundle_for(model.eval(), inputs, space)
-    return dqss.export_model(model, bundle, path, inputs)
+    return dqss.export_model(model, bundle, path, inputs, exact=exact)
 
 
 def check(report: ExportReport) -> None:
@@ -109,7 +111,7 @@ def test_images_of_any_size(tmp_path: Path) -> None:
 
 
 def test_products_of_attention_are_quantized_too(tmp_path: Path) -> None:
-    report = exported(vit_tiny, SPACES["W8A8"], tmp_path / "model.onnx")
+    report = exported(vit_tiny, SPACES["W8A8"], tmp_path / "model.onnx", exact=False)
     calls = {row.part.call[0] for row in report.parity.parts if row.part.call is not None}
     assert {f"blocks.1.attn.product0.{name}" for name in ("query", "key", "probabilities", "value")} <= calls
     assert report.kernels.integer["QLinearMatMul"] + report.kernels.integer["MatMulIntegerToFloat"] >= 12
