@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,13 @@ from dqss.space import SearchSpace
 from dqss.supernet import Supernet
 from dqss.ties import tie
 
+_OPTIONAL: dict[str, Callable[[PTQSettings], bool]] = {
+    "equalize": lambda settings: settings.equalize,
+    "smooth": lambda settings: settings.smooth is not None,
+}
+SMOOTHED_INPUTS = 16
+"""That show the ranges of channels; few enough to go forward at once."""
+
 
 def build(
     model: nn.Module,
@@ -55,9 +63,12 @@ def build(
     known = sorted(searched)
     skipped = left_out(model, space)
     first = samples.batch(known[:size])
-    optional = ("equalize",) if settings.equalize else ()
     prepared = prepare(
-        model, to_device(first, home(model)), skip=lambda name: name in skipped, optional=optional
+        model,
+        to_device(_shown(samples, known, settings, size), home(model)),
+        skip=lambda name: name in skipped,
+        optional=[name for name, wanted in _OPTIONAL.items() if wanted(settings)],
+        smoothing=settings.smooth or 0.0,
     )
     prepared.model.to(device)
     with torch.no_grad():
@@ -87,6 +98,12 @@ def build(
     if folder is not None:
         search_identity(prepared, samples, supernet, settings, distance, seed).check(journal)
     return prepared, evaluator
+
+
+def _shown(samples: Samples, known: list[int], settings: PTQSettings, size: int) -> Any:
+    """What the preparation is watched with: more where it takes ranges from it."""
+    wide = settings.smooth is not None and samples.uniform
+    return samples.batch(known[: max(size, SMOOTHED_INPUTS) if wide else size])
 
 
 def limits_of(budget: Budget | None, evaluator: Evaluator) -> Limits | None:

@@ -89,6 +89,7 @@ class Work:
         reference: the original's output tensors for it.
         skip: names of layers that will not be searched.
         replay: do what the recipe says, verify nothing.
+        smoothing: strength of :func:`dqss.prepare.smooth.smooth`.
         notes: what could not be done, for people.
     """
 
@@ -97,6 +98,7 @@ class Work:
     reference: list[Tensor]
     skip: Callable[[str], bool]
     replay: bool = False
+    smoothing: float = 0.5
     notes: list[str] = field(default_factory=list)
 
     def error(self, model: nn.Module) -> float:
