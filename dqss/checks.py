@@ -27,9 +27,9 @@ def check_least(settings: object, group: str, least: int, *names: str, optional:
     _check(settings, group, names, lambda value: value >= least, f"{least} or more", optional)
 
 
-def check_share(settings: object, group: str, *names: str, optional: bool = False) -> None:
+def check_share(settings: object, group: str, *names: str) -> None:
     """Refuse fields that are not in 0..1; see :func:`check_positive`."""
-    _check(settings, group, names, lambda value: 0 <= value <= 1, "a share in 0..1", optional)
+    _check(settings, group, names, lambda value: 0 <= value <= 1, "a share in 0..1", False)
 
 
 def _check(

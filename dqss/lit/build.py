@@ -24,6 +24,7 @@ from dqss.losses import default_distance
 from dqss.measure import Evaluator, Meter, batches, home, to_device
 from dqss.prepare import Prepared, prepare
 from dqss.prepare.modules import canonical_name
+from dqss.prepare.work import Bits
 from dqss.progress import Reporter
 from dqss.samples import Samples, split
 from dqss.space import SearchSpace
@@ -32,7 +33,7 @@ from dqss.ties import tie
 
 _OPTIONAL: dict[str, Callable[[PTQSettings], bool]] = {
     "equalize": lambda settings: settings.equalize,
-    "smooth": lambda settings: settings.smooth is not None,
+    "smooth": lambda settings: settings.smooth,
 }
 SMOOTHED_INPUTS = 16
 """That show the ranges of channels; few enough to go forward at once."""
@@ -68,7 +69,7 @@ def build(
         to_device(_shown(samples, known, settings, size), home(model)),
         skip=lambda name: name in skipped,
         optional=[name for name, wanted in _OPTIONAL.items() if wanted(settings)],
-        smoothing=settings.smooth or 0.0,
+        bits=_least_bits(model, space),
     )
     prepared.model.to(device)
     with torch.no_grad():
@@ -100,9 +101,23 @@ def build(
     return prepared, evaluator
 
 
+def _least_bits(model: nn.Module, space: SearchSpace) -> Bits:
+    """The fewest bits that each layer's weight and input may get."""
+    found: dict[str, tuple[int | None, int | None]] = {}
+    for name, (_, info) in searchable_layers(model).items():
+        given = space.candidates(replace(info, name=canonical_name(model, name)))
+        if given is not None:
+            weight, activation = (
+                min((candidate.spec.bits for candidate in side), default=None)
+                for side in (given.weight, given.activation)
+            )
+            found[canonical_name(model, name)] = weight, activation
+    return lambda name: found.get(name, (None, None))
+
+
 def _shown(samples: Samples, known: list[int], settings: PTQSettings, size: int) -> Any:
     """What the preparation is watched with: more where it takes ranges from it."""
-    wide = settings.smooth is not None and samples.uniform
+    wide = settings.smooth and samples.uniform
     return samples.batch(known[: max(size, SMOOTHED_INPUTS) if wide else size])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from dqss.budget.limits import Budget
-from dqss.checks import check_least, check_positive, check_share
+from dqss.checks import check_least, check_positive
 from dqss.discretize import PASSES, RefineSettings
 from dqss.errors import UserError
 from dqss.lit.schedules import MeanFieldSchedule, Schedule
@@ -62,8 +62,8 @@ class PTQSettings:
         budget: what the exported network may cost; None: whatever it takes.
         equalize: first equalize the weights of layers that follow one another (arXiv 1906.04721); the
             float network stays what it is.
-        smooth: first move the ranges of channels from activations into the weights that read them, with this
-            strength (arXiv 2211.10438), wherever that is exact; None: leave them.
+        smooth: first move ranges of channels from activations into the weights that read them (arXiv
+            2211.10438), wherever that is exact and the layers quantized alone are better for it.
         repair: tune the exported strategy (learned rounding, biases), see :class:`dqss.RepairSettings`;
             None: leave it.
         max_minutes: limit on the wall clock; the best so far is exported. Repair comes on top.
@@ -89,7 +89,7 @@ class PTQSettings:
     oracle: bool = False
     budget: Budget | None = None
     equalize: bool = False
-    smooth: float | None = None
+    smooth: bool = False
     repair: RepairSettings | None = None
     max_minutes: float | None = None
     checkpoint_every: int = 20
@@ -105,9 +105,6 @@ class PTQSettings:
         check_positive(self, "method", *_POSITIVE)
         check_positive(self, "method", *_POSITIVE_OR_NONE, optional=True)
         check_least(self, "method", 0, "discrete_every")
-        if isinstance(self.smooth, bool):
-            raise UserError(f"method.smooth={self.smooth}: give a strength in 0..1, such as 0.5, or null")
-        check_share(self, "method", "smooth", optional=True)
         if len(self.parts) != 2 or min(self.parts) <= 0 or sum(self.parts) > 1 + 1e-9:
             raise UserError(
                 f"method.parts={list(self.parts)}: expected two positive shares of at most 1 in total"

@@ -39,7 +39,7 @@ _SUMS = {_aten.add.Tensor, _aten.add_.Tensor, _aten.sub.Tensor, _aten.sub_.Tenso
 _PRODUCTS = {_aten.mul.Tensor, _aten.mul_.Tensor}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Layers that make channels, and those that read them, all of the same factors.
 

@@ -21,7 +21,7 @@ from dqss.prepare.reparameterize import reparameterize
 from dqss.prepare.smooth import smooth
 from dqss.prepare.standardize import bake_weight_standardization
 from dqss.prepare.unpack_attention import unpack_attention
-from dqss.prepare.work import Work, run
+from dqss.prepare.work import Bits, Work, eight, run
 
 Step: TypeAlias = Callable[[Work, Collection[str]], "list[str] | None"]
 
@@ -126,7 +126,7 @@ def prepare(
     skip: Callable[[str], bool] = _nothing_skipped,
     without: Collection[str] = (),
     optional: Collection[str] = (),
-    smoothing: float = 0.5,
+    bits: Bits = eight,
 ) -> Prepared:
     """Make the canonical float network that search, apply and export start from.
 
@@ -140,7 +140,8 @@ def prepare(
         without: steps that are left out where a recipe is to be found: training may want the batch
             norms where they are.
         optional: steps of :data:`OPTIONAL` that are made too.
-        smoothing: strength of ``smooth``, from 0 to 1.
+        bits: of the weight and the input of a layer, by its name, which ``smooth`` tries factors with;
+            None for what stays in float.
 
     Raises:
         NonFiniteError: for NaN or infinity in the weights, naming the tensors.
@@ -151,7 +152,7 @@ def prepare(
     found = [(name, list[str]()) for name in STEPS if name not in {*without, *(OPTIONAL - set(optional))}]
     steps = found if recipe is None else _parse(recipe)
     work = _start(model, inputs, skip, replay=recipe is not None)
-    work.smoothing = smoothing
+    work.bits = bits
     done = []
     for name, words in steps:
         recorded = STEPS[name](work, words)

@@ -6,13 +6,18 @@ it multiply. One scale for all channels then wastes fewer of its codes. There it
 linear layer that divides; here any layers do, also where several add up and several read
 (:mod:`dqss.prepare.groups`).
 
+What one group wins another may lose: each is tried at several strengths, and not at all, with the layers that
+read it quantized and all others in float, and takes what changes the network's output least (AWQ searches
+strengths so, by each layer's own output: arXiv 2306.00978, section 3.2).
+
 Factors are powers of the fourth root of two, so that a recipe holds them as small integers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from math import ldexp
 from typing import cast
 
@@ -21,10 +26,14 @@ from torch import Tensor, nn
 
 from dqss.calls import tensors_in
 from dqss.errors import StrategyError
+from dqss.functional import broadcast_channels, channel_view, fake_quantize
+from dqss.observers import Statistics
+from dqss.observers.mse import MSE
 from dqss.prepare.equalize import by_input, scaled_by_input
 from dqss.prepare.groups import Group, find_groups
 from dqss.prepare.modules import Layer, Transposed, plain_kind
 from dqss.prepare.work import Work, difference, run, tolerance
+from dqss.spec import PerChannel, QuantSpec
 
 _TOLERANCE = 1e-4
 STEPS_AN_OCTAVE = 4
@@ -32,6 +41,11 @@ _ROOTS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
 """Powers of the fourth root of two, written out: no two libraries may disagree about them."""
 FARTHEST = 40
 """Largest exponent: a factor of 1024."""
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+WORTH = 0.005
+"""Share of the errors of all groups below which one is left as it is."""
+SAMPLE = 1 << 14
+"""Values of an input that its grid is fitted to."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,7 @@ class Smoothing:
 
 
 def smooth(work: Work, recorded: Collection[str]) -> list[str] | None:
-    """Smooth every group of layers, in place, with ``work.smoothing`` for the strength.
+    """Smooth the groups of layers that gain by it, in place; ``work.bits`` says what they are quantized to.
 
     A group that changes the model's output by more than 1e-4 is left, with a note.
 
@@ -79,7 +93,9 @@ def smooth(work: Work, recorded: Collection[str]) -> list[str] | None:
     if left:
         work.notes.append(f"not smoothed, their channels are not layers' alone: {', '.join(left)}")
     before = [tensor.clone() for tensor in tensors_in(run(work.model, work.inputs))]
-    wanted = [_smoothing(work, group) for group in groups]
+    plain = {group: _error(work, _smoothing(work, group, None), before) for group in groups}
+    least = WORTH * sum(plain.values())
+    wanted = [_best(work, group, error, before) for group, error in plain.items() if error > least]
     good = _apply_good(work, [found for found in wanted if any(found.exponents)], before)
     return [found.word for found in good] or None
 
@@ -103,11 +119,78 @@ def exponents(activations: Tensor, weights: Sequence[Tensor], strength: float) -
     return [int(exponent) for exponent in found]
 
 
-def _smoothing(work: Work, group: Group) -> Smoothing:
+def _best(work: Work, group: Group, plain: float, before: Sequence[Tensor]) -> Smoothing:
+    """The strength with the least error, or no factors at all, whose error is ``plain``."""
+    tried = [_smoothing(work, group, None), *(_smoothing(work, group, each) for each in STRENGTHS)]
+    errors = [plain, *(_error(work, found, before) for found in tried[1:])]
+    return tried[errors.index(min(errors))]
+
+
+def _smoothing(work: Work, group: Group, strength: float | None) -> Smoothing:
     readers = [_layer(work, name) for name in group.read]
     weights = [by_input(layer.weight.detach(), _groups(layer)).abs().amax(1).cpu() for layer in readers]
-    found = exponents(group.ranges, weights, work.smoothing)
+    found = [0] * len(group.ranges) if strength is None else exponents(group.ranges, weights, strength)
     return Smoothing(group.made, group.read, tuple(found))
+
+
+def _error(work: Work, smoothing: Smoothing, before: Sequence[Tensor]) -> float:
+    """Squared error of the output where the layers that read the channels are quantized, and no others."""
+    with _quantized(work, smoothing):
+        after = list(tensors_in(run(work.model, work.inputs)))
+    return sum(
+        float((a.double() - b.double()).square().sum())
+        for a, b in zip(after, before, strict=True)
+        if a.is_floating_point()
+    )
+
+
+@contextmanager
+def _quantized(work: Work, smoothing: Smoothing) -> Iterator[None]:
+    """As the layers would compute if they were given channels divided by the factors.
+
+    Nothing is divided: what is quantized is multiplied back, so that all else stays as it is.
+    """
+    handles, kept = [], []
+    try:
+        for name in smoothing.read:
+            layer, (weight_bits, bits) = _layer(work, name), work.bits(name)
+            factors = smoothing.factors.to(layer.weight)
+            if weight_bits is not None:
+                kept.append((layer, layer.weight))
+                layer.weight = _rounded(layer, factors, weight_bits)
+            if bits is not None:
+                handles.append(layer.register_forward_pre_hook(_rounding(factors, bits)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer, old in kept:
+            layer.weight = old
+
+
+def _rounded(layer: Layer, factors: Tensor, bits: int) -> nn.Parameter:
+    spec = QuantSpec(bits, symmetric=True, granularity=PerChannel(0))
+    quantized = _on_grid(scaled_by_input(layer.weight.detach(), _groups(layer), factors), spec)
+    return nn.Parameter(scaled_by_input(quantized, _groups(layer), 1 / factors), requires_grad=False)
+
+
+def _rounding(factors: Tensor, bits: int) -> Callable[..., Tensor]:
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
+        x = args[0]
+        shaped = factors.reshape(-1, *[1] * (0 if isinstance(module, nn.Linear) else x.ndim - 2))
+        return _on_grid(x / shaped, QuantSpec(bits, symmetric=False)) * shaped
+
+    return hook
+
+
+def _on_grid(x: Tensor, spec: QuantSpec) -> Tensor:
+    """On the grid of the least squared error, which is fitted to a sample where there are many values."""
+    rows = channel_view(x.detach().float(), spec.granularity)
+    stats = Statistics.of(rows[:, :: max(1, rows.shape[1] // SAMPLE)])
+    stats = replace(stats, minimum=rows.amin(1), maximum=rows.amax(1))
+    grid = MSE().qparams(stats, spec)
+    scale, zero_point = (broadcast_channels(part, x.shape, spec.granularity) for part in grid)
+    return fake_quantize(x.float(), scale, zero_point, spec).to(x.dtype)
 
 
 def _layer(work: Work, name: str) -> Layer:

@@ -2,7 +2,8 @@
 
     python -m experiments.sr_rlfn.mend --data FOLDER
 
-One pair of algorithms for all tensors, so that nothing is searched; then what changes no choice: learned
+One pair of algorithms for all tensors (below eight bits, the first and the last layer at eight), so that
+nothing is searched; then what changes no choice: learned
 rounding and steps, corrected biases. Rows are appended to mend.csv, once each.
 """
 
@@ -26,7 +27,7 @@ from dqss.search_spaces import uniform
 from dqss.strategy import ModelInfo, utc_now
 from dqss.uniform import uniform_assignments
 from experiments.harness import Table, quiet, study_parser
-from experiments.sr_rlfn.run import Study
+from experiments.sr_rlfn.run import EDGES, Study
 
 HERE = Path(__file__).parent
 COLUMNS = ("weight_bits", "bits", "seed", "pair", "prepared", "repair", "set5", "set14", "mse", "seconds")
@@ -42,10 +43,7 @@ REPAIRS = {
     "blocks": BLOCKS,
     "blocks+steps": replace(BLOCKS, learn_steps=True),
 }
-PREPARED: dict[str, dict[str, float]] = {
-    "plain": {},
-    **{f"smooth-{strength}": {"smooth": strength} for strength in (0.3, 0.5, 0.6, 0.7, 0.85, 1.0)},
-}
+PREPARED: dict[str, dict[str, bool]] = {"plain": {}, "smoothed": {"smooth": True}}
 """Settings of the search that make another float network of the same function."""
 
 
@@ -63,7 +61,7 @@ class Mended:
         made, evaluator = build(
             study.model,
             self.patches,
-            uniform(weight_bits, bits, weight, activation, edges=(), name=pair),
+            uniform(weight_bits, bits, weight, activation, edges=EDGES if weight_bits < 8 else (), name=pair),
             settings,
             seed,
             None,

@@ -1,5 +1,6 @@
 """Smoothed networks give the float network's output; groups are all that must be scaled together."""
 
+import copy
 import itertools
 
 import pytest
@@ -9,15 +10,26 @@ from torch import Tensor, nn
 
 from dqss.errors import StrategyError
 from dqss.models.rlfn import RLFN
-from dqss.prepare import prepare
-from dqss.prepare.smooth import exponents
+from dqss.prepare import prepare, smooth
+from dqss.prepare.groups import Group
+from dqss.prepare.smooth import Smoothing, exponents
+from dqss.prepare.work import Work
 from tests.support.nets import images, output
 
 
-def smoothed(
-    model: nn.Module, inputs: Tensor, strength: float = 0.5
-) -> tuple[nn.Module, list[str], list[str]]:
-    found = prepare(model, inputs, optional=("smooth",), smoothing=strength)
+@pytest.fixture
+def every_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All groups are smoothed, by half, whether they gain or not."""
+
+    def half(work: Work, group: Group, plain: float, before: object) -> Smoothing:
+        return smooth._smoothing(work, group, 0.5)
+
+    monkeypatch.setattr(smooth, "_best", half)
+    monkeypatch.setattr(smooth, "WORTH", -1.0)
+
+
+def smoothed(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, list[str], list[str]]:
+    found = prepare(model, inputs, optional=("smooth",))
     words = next((entry.split(" ")[1:] for entry in found.recipe if entry.startswith("smooth ")), [])
     return found.model, [word.partition(":")[0] for word in words], found.notes
 
@@ -58,6 +70,7 @@ def names(word: str) -> tuple[frozenset[str], ...]:
 GROUPS = {"one>two", "stem+two>one+gate+three", "head>last"}
 
 
+@pytest.mark.usefixtures("every_group")
 def test_groups_are_found_without_looking_at_code_and_the_network_stays() -> None:
     torch.manual_seed(0)
     model = Mixed().eval()
@@ -75,22 +88,46 @@ def test_groups_are_found_without_looking_at_code_and_the_network_stays() -> Non
 
 def test_at_full_strength_channels_have_one_range_and_at_none_columns_of_weights_do() -> None:
     torch.manual_seed(0)
-    model, inputs = (
-        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval(),
-        images(4, 3, 9, 9),
-    )
+    ranges, weights = torch.exp(torch.randn(8)), torch.exp(torch.randn(8))
+    for strength, even in ((1.0, ranges), (0.0, 1 / weights)):
+        factors = 2.0 ** (torch.tensor(exponents(ranges, [weights], strength)) / 4)
+        spread = (even / factors).max() / (even / factors).min()
+        # Factors are rounded to a quarter of an octave.
+        assert spread <= 2**0.25 + 1e-4 < even.max() / even.min()
+
+
+def quantized(model: nn.Module, inputs: Tensor, bits: int) -> float:
+    """Squared error where every layer's input is rounded to one step that covers its range, and no weight."""
+
+    def rounding(module: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
+        x = args[0]
+        step = (x.max() - x.min()) / (2**bits - 1)
+        return torch.round(x / step) * step
+
     with torch.no_grad():
-        model[0].weight.mul_(torch.exp(1.5 * torch.randn(8)).reshape(-1, 1, 1, 1))
-        model[0].bias.fill_(0.1)
-    for strength in (0.0, 1.0):
-        found = smoothed(model, inputs, strength)[0]
-        with torch.no_grad():
-            ranges = found[1](found[0](inputs)).amax((0, 2, 3))  # type: ignore[index]
-        columns = found[2].weight.detach().abs().amax((0, 2, 3))  # type: ignore[index]
-        for sizes, even in ((ranges, strength == 1), (columns, strength == 0)):
-            spread = float(sizes.max() / sizes.min())
-            # Factors are rounded to a quarter of an octave.
-            assert (spread <= 2**0.25 + 1e-4) == even
+        wanted = output(model, inputs)
+        handles = [m.register_forward_pre_hook(rounding) for m in model.modules() if isinstance(m, nn.Conv2d)]
+        found = output(model, inputs)
+    for handle in handles:
+        handle.remove()
+    return float((found - wanted).square().mean())
+
+
+def test_uneven_channels_lose_less_afterwards_and_floats_are_left() -> None:
+    torch.manual_seed(0)
+    even = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    uneven = copy.deepcopy(even)
+    with torch.no_grad():  # the same function, channels of the first in ranges of their own
+        sizes = torch.tensor([1.0, 1, 2, 4, 8, 16, 32, 64])
+        uneven[0].weight.mul_(sizes.reshape(-1, 1, 1, 1))
+        uneven[0].bias.mul_(sizes)
+        uneven[2].weight.div_(sizes.reshape(1, -1, 1, 1))
+    inputs, others = images(8, 3, 16, 16), images(8, 3, 16, 16)
+    found, groups, _ = smoothed(uneven.eval(), inputs)
+    assert "0>2" in groups
+    assert quantized(found, others, 6) < 0.2 * quantized(uneven, others, 6)
+    # Nothing is quantized: nothing is lost that factors could bring back.
+    assert prepare(uneven, inputs, optional=("smooth",), bits=lambda name: (None, None)).recipe == []
 
 
 def test_a_range_a_channel_is_what_the_best_factors_make_of_one_for_all() -> None:
@@ -114,6 +151,7 @@ def test_channels_that_nothing_makes_or_reads_are_left() -> None:
     assert exponents(torch.zeros(2), [torch.ones(2)], 0.5) == [0, 0]
 
 
+@pytest.mark.usefixtures("every_group")
 def test_every_layer_of_rlfn_but_the_gates_and_the_last_is_in_a_group() -> None:
     torch.manual_seed(0)
     model = RLFN(2, channels=6, blocks=2).eval()
@@ -127,6 +165,7 @@ def test_every_layer_of_rlfn_but_the_gates_and_the_last_is_in_a_group() -> None:
     assert error(model, found, 255 * torch.rand(2, 3, 30, 40)) < 1e-5
 
 
+@pytest.mark.usefixtures("every_group")
 def test_the_recipe_repeats_it_to_the_bit_whatever_the_batch() -> None:
     torch.manual_seed(0)
     model = RLFN(2, channels=6, blocks=1).eval()
@@ -139,6 +178,7 @@ def test_the_recipe_repeats_it_to_the_bit_whatever_the_batch() -> None:
             prepare(model, torch.rand(1, 3, 24, 24), recipe=[f"smooth {word}"])
 
 
+@pytest.mark.usefixtures("every_group")
 @pytest.mark.parametrize("kind", ["twice", "shared", "product", "shifted", "output", "narrow"])
 def test_what_no_factor_goes_through_is_left(kind: str) -> None:
     class Odd(nn.Module):
