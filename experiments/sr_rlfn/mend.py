@@ -32,7 +32,6 @@ from experiments.sr_rlfn.run import EDGES, Study
 HERE = Path(__file__).parent
 COLUMNS = ("weight_bits", "bits", "seed", "pair", "prepared", "repair", "set5", "set14", "mse", "seconds")
 LAYERS = RepairSettings(blocks=(), drop=0.0, float_inputs=0.0, iterations=200, batch_size=4)
-BLOCKS = RepairSettings(drop=0.0, float_inputs=0.0, iterations=400, batch_size=4)
 INFO = ModelInfo(source="dqss", name="rlfn_x4", weights_sha256="", tensors={}, prepare=[])
 REPAIRS = {
     "none": replace(LAYERS, iterations=0),
@@ -40,8 +39,6 @@ REPAIRS = {
     "layers": LAYERS,
     "layers+biases": replace(LAYERS, bias_correction=True),
     "layers+steps": replace(LAYERS, learn_steps=True),
-    "blocks": BLOCKS,
-    "blocks+steps": replace(BLOCKS, learn_steps=True),
 }
 PREPARED: dict[str, dict[str, bool]] = {"plain": {}, "smoothed": {"smooth": True}}
 """Settings of the search that make another float network of the same function."""
