@@ -20,6 +20,11 @@ def test_bits_of_edges_and_of_all_others(edges: int) -> None:
         assert {c.spec.bits for c in (*found.weight, *found.activation)} == {bits}
 
 
+def test_rows_of_other_settings_have_other_names() -> None:
+    names = {run.suffix_of(loss, smooth) for loss in ("output", "picture") for smooth in (False, True)}
+    assert len(names) == 4 and run.suffix_of("output", False) == ""
+
+
 def test_pairs_of_one_algorithm() -> None:
     grids = "W {}@4 symmetric channel / A {}@4 affine tensor"
     for pair in (("mse", "mse"), ("percentile(p=97.0)", "percentile(p=99.9)")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,19 @@ from dqss.losses import default_distance
 from dqss.measure import Evaluator, Meter, batches, home, to_device
 from dqss.prepare import Prepared, prepare
 from dqss.prepare.modules import canonical_name
+from dqss.prepare.work import Bits
 from dqss.progress import Reporter
 from dqss.samples import Samples, split
 from dqss.space import SearchSpace
 from dqss.supernet import Supernet
 from dqss.ties import tie
+
+_OPTIONAL: dict[str, Callable[[PTQSettings], bool]] = {
+    "equalize": lambda settings: settings.equalize,
+    "smooth": lambda settings: settings.smooth,
+}
+SMOOTHED_INPUTS = 16
+"""That show the ranges of channels; few enough to go forward at once."""
 
 
 def build(
@@ -57,9 +66,12 @@ def build(
     known = sorted(searched)
     skipped = left_out(model, space)
     first = samples.batch(known[:size])
-    optional = ("equalize",) if settings.equalize else ()
     prepared = prepare(
-        model, to_device(first, home(model)), skip=lambda name: name in skipped, optional=optional
+        model,
+        to_device(_shown(samples, known, settings, size), home(model)),
+        skip=lambda name: name in skipped,
+        optional=[name for name, wanted in _OPTIONAL.items() if wanted(settings)],
+        bits=_least_bits(model, space),
     )
     prepared.model.to(device)
     with torch.no_grad():
@@ -90,6 +102,26 @@ def build(
     if folder is not None:
         search_identity(prepared, samples, supernet, settings, distance, seed).check(journal)
     return prepared, evaluator
+
+
+def _least_bits(model: nn.Module, space: SearchSpace) -> Bits:
+    """The fewest bits that each layer's weight and input may get."""
+    found: dict[str, tuple[int | None, int | None]] = {}
+    for name, (_, info) in searchable_layers(model).items():
+        given = space.candidates(replace(info, name=canonical_name(model, name)))
+        if given is not None:
+            weight, activation = (
+                min((candidate.spec.bits for candidate in side), default=None)
+                for side in (given.weight, given.activation)
+            )
+            found[canonical_name(model, name)] = weight, activation
+    return lambda name: found.get(name, (None, None))
+
+
+def _shown(samples: Samples, known: list[int], settings: PTQSettings, size: int) -> Any:
+    """What the preparation is watched with: more where it takes ranges from it."""
+    wide = settings.smooth and samples.uniform
+    return samples.batch(known[: max(size, SMOOTHED_INPUTS) if wide else size])
 
 
 def limits_of(budget: Budget | None, evaluator: Evaluator) -> Limits | None:

@@ -66,6 +66,8 @@ class PTQSettings:
         budget: what the exported network may cost; None: whatever it takes.
         equalize: first equalize the weights of layers that follow one another (arXiv 1906.04721); the
             float network stays what it is.
+        smooth: first move ranges of channels from activations into the weights that read them (arXiv
+            2211.10438), wherever that is exact and the layers quantized alone are better for it.
         repair: tune the exported strategy (learned rounding, biases), see :class:`dqss.RepairSettings`;
             None: leave it.
         search_again: once weights are tuned, search activations again around them, at the bits they have.
@@ -93,6 +95,7 @@ class PTQSettings:
     oracle: bool = False
     budget: Budget | None = None
     equalize: bool = False
+    smooth: bool = False
     repair: RepairSettings | None = None
     search_again: bool = False
     max_minutes: float | None = None

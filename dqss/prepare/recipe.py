@@ -18,9 +18,10 @@ from dqss.prepare.hashing import check_finite, combine, digests
 from dqss.prepare.modules import copy_model, unwrap, unwrap_children
 from dqss.prepare.parametrizations import bake_parametrizations
 from dqss.prepare.reparameterize import reparameterize
+from dqss.prepare.smooth import smooth
 from dqss.prepare.standardize import bake_weight_standardization
 from dqss.prepare.unpack_attention import unpack_attention
-from dqss.prepare.work import Work, run
+from dqss.prepare.work import Bits, Work, eight, run
 
 Step: TypeAlias = Callable[[Work, Collection[str]], "list[str] | None"]
 
@@ -42,8 +43,9 @@ STEPS: dict[str, Step] = {
     "unpack_attention": _leaving(unpack_attention),
     "fold_batch_norm": fold_batch_norm,
     "equalize": equalize,
+    "smooth": smooth,
 }
-OPTIONAL = frozenset({"equalize"})
+OPTIONAL = frozenset({"equalize", "smooth"})
 """Steps that are made only where they are asked for: the network could be searched without them."""
 _TOLERANCE = 2e-3  # of the whole: reparameterize alone may use half of it
 
@@ -56,7 +58,8 @@ class Prepared:
         model: in eval mode; shares nothing with the user's network.
         recipe: the steps that changed something, in order: a name, then what it left out
             (``"reparameterize -stem"``) or what it did: batch norms that were folded
-            (``"fold_batch_norm conv1>bn1"``), chains that were equalized (``"equalize conv1>conv2"``).
+            (``"fold_batch_norm conv1>bn1"``), chains that were equalized (``"equalize conv1>conv2"``),
+            groups that were smoothed, with the exponents of their factors (``"smooth conv1>conv2:0,-3,5"``).
         fingerprints: 16 hex digits for each tensor of the original network.
         weights_sha256: hash of all weights of the original network.
         notes: what was left as it is, and why.
@@ -123,6 +126,7 @@ def prepare(
     skip: Callable[[str], bool] = _nothing_skipped,
     without: Collection[str] = (),
     optional: Collection[str] = (),
+    bits: Bits = eight,
 ) -> Prepared:
     """Make the canonical float network that search, apply and export start from.
 
@@ -136,6 +140,8 @@ def prepare(
         without: steps that are left out where a recipe is to be found: training may want the batch
             norms where they are.
         optional: steps of :data:`OPTIONAL` that are made too.
+        bits: of the weight and the input of a layer, by its name, which ``smooth`` tries factors with;
+            None for what stays in float.
 
     Raises:
         NonFiniteError: for NaN or infinity in the weights, naming the tensors.
@@ -146,6 +152,7 @@ def prepare(
     found = [(name, list[str]()) for name in STEPS if name not in {*without, *(OPTIONAL - set(optional))}]
     steps = found if recipe is None else _parse(recipe)
     work = _start(model, inputs, skip, replay=recipe is not None)
+    work.bits = bits
     done = []
     for name, words in steps:
         recorded = STEPS[name](work, words)

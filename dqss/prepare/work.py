@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,14 @@ def tolerance(wanted: float, *tensors: Tensor) -> float:
     return max(wanted, 8 * coarsest)
 
 
+Bits: TypeAlias = Callable[[str], tuple[int | None, int | None]]
+
+
+def eight(name: str) -> tuple[int | None, int | None]:
+    """Bits of the weight and of the input of a layer, by its name; None for what stays in float."""
+    return 8, 8
+
+
 @dataclass
 class Work:
     """A copy of the user's network on its way to the canonical one.
@@ -89,6 +97,7 @@ class Work:
         reference: the original's output tensors for it.
         skip: names of layers that will not be searched.
         replay: do what the recipe says, verify nothing.
+        bits: see :func:`eight`, whatever they are, where a step tries how layers are quantized.
         notes: what could not be done, for people.
     """
 
@@ -97,6 +106,7 @@ class Work:
     reference: list[Tensor]
     skip: Callable[[str], bool]
     replay: bool = False
+    bits: Bits = eight
     notes: list[str] = field(default_factory=list)
 
     def error(self, model: nn.Module) -> float:

@@ -1,6 +1,7 @@
 """Study: which tensors of RLFN lose what eight bits lose? See README.md here.
 
     python -m experiments.sr_rlfn.alone --data FOLDER
+    python -m experiments.sr_rlfn.alone --data FOLDER --smooth --out experiments/sr_rlfn/alone_smoothed.csv
 
 Squared error of the output on 16 patches with one tensor at eight bits and all others at sixteen (``mse`` for
 everything), and PSNR on Set5 with weights, inputs or both at eight bits. Written to alone.csv.
@@ -28,9 +29,10 @@ def main() -> None:
     """Compute all rows."""
     parser = study_parser(__doc__, HERE / "alone.csv")
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--smooth", action="store_true", help="first smooth ranges of channels")
     arguments = parser.parse_args()
     quiet(arguments.threads)
-    study = Study(arguments.data, PTQSettings(batch_size=2, discrete_every=0))
+    study = Study(arguments.data, PTQSettings(batch_size=2, discrete_every=0, smooth=arguments.smooth))
     space = uniform([8, 16], [8, 16], ["mse"], ["mse"])
     found = build(study.model, study.patches(0), space, study.settings, 0, None, device_of(CPU), Reporter())
     evaluator, supernet = found[1], found[1].supernet

@@ -74,7 +74,7 @@ class Study:
         result: Any
         if name == PTQ:
             space = uniform(bits, bits, EIGHT_WEIGHTS, PICTURES_ACTIVATIONS, edges=EDGES)
-            settings = PTQSettings(steps=300, screen_images=4, discrete_every=0)
+            settings = PTQSettings(steps=300, batch_size=4, screen_images=4, discrete_every=0)
             result = search_ptq(model, data.calibration(), space, settings, **common, report_images=0)
         else:
             weights, inputs = (WEIGHTS, INPUTS) if name == SEARCHED else ([one] for one in UNIFORM[name])

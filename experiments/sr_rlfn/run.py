@@ -120,7 +120,7 @@ class Study:
         )
         seconds, supernet = time.perf_counter() - started, result.supernet
         found, metrics = result.discretized, result.metrics
-        suffix = "" if loss == "output" else f"_{loss}"
+        suffix = suffix_of(loss, settings.smooth)
         spent = metrics["evaluations"]
         assignments = found.assignments
         both = self.both(supernet, assignments["refined"])
@@ -128,11 +128,11 @@ class Study:
         learned = patches.subset(split(len(patches), settings.parts, seed)[0])
         for name in repairs:
             yield f"searched{suffix}+{name}", *self.repaired(result.bundle, learned, name, seed)
-        if suffix:
+        if loss != "output":
             return
         assert found.best_uniform is not None
         both = self.both(supernet, assignments[found.best_uniform])
-        yield "best_uniform", *both, found.selection[found.best_uniform], 0, 0.0, found.best_uniform
+        yield "best_uniform" + suffix, *both, found.selection[found.best_uniform], 0, 0.0, found.best_uniform
 
     def repaired(self, bundle: Bundle, patches: Samples, name: str, seed: int) -> tuple[object, ...]:
         """A strategy after learned rounding, on the patches that were searched on."""
@@ -153,6 +153,11 @@ class Study:
                     yield f"uniform {name}", self.psnr(supernet, "Set5"), "nan", "nan", 0, 0.0, name
 
 
+def suffix_of(loss: str, smooth: bool) -> str:
+    """Of a row's name: what is not as in the main table."""
+    return ("" if loss == "output" else f"_{loss}") + ("_smoothed" if smooth else "")
+
+
 def alike(name: str) -> bool:
     """Whether a pair is of one algorithm on both sides, whatever its parameter."""
     weight, activation = (part.split(" ")[1].split("@")[0].split("(")[0] for part in name.split(" / "))
@@ -170,6 +175,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--loss", choices=["output", "picture"], default="output")
+    parser.add_argument("--smooth", action="store_true", help="first smooth ranges of channels")
     parser.add_argument("--repair", nargs="*", default=[], choices=REPAIRS, help="rounding that is learned")
     parser.add_argument("--uniform", choices=["alike", "all"], help="measure uniform pairs, and nothing else")
     arguments = parser.parse_args()
@@ -180,13 +186,17 @@ def main() -> None:
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=4)
     settings = PTQSettings(
-        steps=arguments.steps, batch_size=arguments.batch_size, screen_images=4, discrete_every=0
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        screen_images=4,
+        discrete_every=0,
+        smooth=arguments.smooth,
     )
     study = Study(arguments.data, settings, {"accelerator": arguments.accelerator})
     for row in () if table.has("float", "", "", "float") else ("float",):
         both = study.psnr(study.model, "Set5"), study.psnr(study.model, "Set14")
         table.add("float", "", "", row, *both, 0.0, 0, 0.0, "")
-    searched = "searched" if arguments.loss == "output" else f"searched_{arguments.loss}"
+    searched = f"searched{suffix_of(arguments.loss, arguments.smooth)}"
     wanted = [searched, *(f"{searched}+{name}" for name in arguments.repair)]
     for key in product(arguments.bits, [arguments.edges], arguments.seeds):
         if arguments.uniform is not None:

@@ -20,6 +20,7 @@ from dqss.attach import INPUT_QUANTIZER
 from dqss.bundle import Bundle
 from dqss.discretize import RefineSettings
 from dqss.errors import DataError, NonFiniteError
+from dqss.lit.build import _least_bits
 from dqss.lit.contenders import Validation
 from dqss.lit.schedules import SoftmaxSchedule
 from dqss.lit.search import SearchResult, search_ptq
@@ -353,3 +354,33 @@ def test_time_limit_exports_the_best_so_far() -> None:
     assert 0 < len(result.history) < 100_000
     searched, best = (result.metrics[row]["selection"]["distance"] for row in ("searched", "best_uniform"))
     assert searched <= best
+
+
+def test_smoothing_sees_the_part_searched_on_and_the_fewest_bits_and_is_rebuilt() -> None:
+    torch.manual_seed(0)
+    model, inputs = cnn(), images(20)
+    sizes = torch.tensor([1.0, 1, 4, 8, 16, 32])  # of what the last layer reads, all of it equally important
+    with torch.no_grad():
+        model[3].weight.mul_(sizes.reshape(-1, 1, 1, 1))
+        model[3].bias.mul_(sizes)  # type: ignore[operator]
+    last = nn.Conv2d(6, 5, 2)
+    with torch.no_grad():
+        last.weight.div_(sizes.reshape(1, -1, 1, 1))
+    grouped = nn.Sequential(*model[:5], last, nn.Flatten()).eval()
+    settings = replace(QUICK, smooth=True)
+    space = small_space([3, 5], ["minmax", "mse"], edges=["5"], edge_bits=8)
+    results = [search_ptq(grouped, given, space, settings) for given in (inputs, _others_selected(inputs))]
+    recipes = [result.bundle.strategy.model.prepare for result in results]
+    assert recipes[0] == recipes[1]  # whatever the selection part holds
+    assert any(entry.startswith("smooth ") and " 3>5:" in entry for entry in recipes[0])
+    result = results[0]
+    with torch.no_grad(), result.supernet.assign(result.discretized.assignments["refined"]):
+        assert torch.equal(apply_strategy(grouped, result.bundle)(inputs), result.supernet(inputs))
+    bits = _least_bits(grouped, space)
+    assert [bits(name) for name in ("0", "3", "5", "none")] == [(3, 3), (3, 3), (8, 8), (None, None)]
+
+
+def _others_selected(inputs: Tensor) -> Tensor:
+    changed, selected = inputs.clone(), split(len(inputs), QUICK.parts, 0)[1]
+    changed[selected] = 5 * torch.randn_like(changed[selected])
+    return changed
