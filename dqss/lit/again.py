@@ -78,7 +78,7 @@ def search_activations(
         return bundle
     reporter.say("searching activations again, around the tuned weights")
     place = None if folder is None else ensure_folder(folder / FOLDER)
-    settings = replace(settings, budget=None, repair=None, search_again=False, equalize=False)
+    settings = replace(settings, budget=None, repair=None, search_again=False, equalize=False, smooth=False)
     teacher = prepared_network(model, bundle).eval().requires_grad_(False).to(device)
     prepared, evaluator = build(network, samples, around, settings, seed, place, device, reporter, teacher)
     settings = settled(settings, evaluator.supernet)
