@@ -71,6 +71,18 @@ def _wide(value: Any) -> Any:
     return torch.float64 if value is torch.float32 else value
 
 
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    eps = float(torch.tensor(eps))  # an fp32 number in files
+    return _norm(input, normalized_shape, weight, bias, eps)
+
+
 def _gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
     return (tanh_gelu if approximate == "tanh" else gelu)(input.double()).float()
 
@@ -116,13 +128,18 @@ def _attention(
 
 
 _sigmoid, _line = rounded_once(torch.sigmoid), rounded_once(F.linear)
+_norm = rounded_once(F.layer_norm)
 _matmul, _softmax = rounded_once(torch.matmul), rounded_once(torch.softmax)
-_IN_PLACE = {torch.Tensor.sigmoid_: "sigmoid", torch.Tensor.tanh_: "tanh", torch.Tensor.exp_: "exp"}
+_IN_PLACE: dict[Any, str] = {
+    torch.Tensor.sigmoid_: "sigmoid",
+    torch.Tensor.tanh_: "tanh",
+    torch.Tensor.exp_: "exp",
+}
 _IN_PLACE |= {torch.sigmoid_: "sigmoid", torch.tanh_: "tanh", torch.exp_: "exp"}
 _SAME: tuple[Callable[..., Tensor], ...] = (
     torch.softmax, torch.Tensor.softmax, F.softmax,
     torch.log_softmax, torch.Tensor.log_softmax, F.log_softmax,
-    torch.layer_norm, F.layer_norm, torch.exp, torch.Tensor.exp, torch.einsum,
+    torch.exp, torch.Tensor.exp, torch.einsum,
     torch.sigmoid, torch.Tensor.sigmoid, F.sigmoid, torch.special.expit,
     torch.tanh, torch.Tensor.tanh, F.tanh,
     torch.matmul, torch.Tensor.matmul, torch.linalg.matmul,
@@ -132,6 +149,7 @@ _RULES: dict[Any, _Rule] = {
     **{func: rounded_once(func) for func in _SAME},
     **{func: rounded_once(getattr(torch, name)) for func, name in _IN_PLACE.items()},
     **dict.fromkeys((torch.erf, torch.Tensor.erf, torch.special.erf), _erf),
+    **dict.fromkeys((torch.layer_norm, F.layer_norm), _layer_norm),
     F.gelu: _gelu,
     F.silu: _silu,
     F.glu: _glu,

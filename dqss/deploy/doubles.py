@@ -1,7 +1,8 @@
 """Functions of a graph in fp64, rounded to fp32 once, as :mod:`dqss.arithmetic.doubles` computes them.
 
 ``Cast``, the operator, ``Cast``. ONNX Runtime has no ``Gelu`` and no ``Erf`` of fp64: these are written
-out as the formula of :mod:`dqss.arithmetic.erfc`. Parameters stay in fp32 in the file.
+out as the formula of :mod:`dqss.arithmetic.erfc`. So are layer norms, whose statistics the standard has in
+fp32 at the most; ONNX Runtime puts them together again. Parameters stay in fp32 in the file.
 """
 
 from __future__ import annotations
@@ -43,6 +44,13 @@ def _is_wanted(node: ir.Node) -> bool:
     return real and single and not node.domain and node.op_type in (*_SAME, "Gelu", "Erf")
 
 
+def _normed(node: ir.Node) -> list[int]:
+    """The axes that a layer norm is over: all from one on. Its weight has just these."""
+    weight = node.inputs[1]
+    assert weight is not None and weight.shape is not None
+    return list(range(-len(weight.shape), 0))
+
+
 class _Wide:
     """One node's replacement."""
 
@@ -65,10 +73,22 @@ class _Wide:
             return self._do("Mul", self._do("Sign", x), left)
         if op == "Gelu":
             return self._gelu(x)
-        attributes = {key: attribute.value for key, attribute in self.node.attributes.items()}
         if op == "LayerNormalization":
-            attributes["stash_type"] = _DOUBLE
+            return self._norm(x, *inputs[1:])
+        attributes = {key: attribute.value for key, attribute in self.node.attributes.items()}
         return self._do(op, *inputs, word="double", **attributes)
+
+    def _norm(self, x: ir.Value, weight: ir.Value | None = None, bias: ir.Value | None = None) -> ir.Value:
+        axes = constant(
+            self.graph, f"{self.node.outputs[0].name}.axes", np.array(_normed(self.node), np.int64)
+        )
+        centred = self._do("Sub", x, self._do("ReduceMean", x, axes))
+        variance = self._do("ReduceMean", self._do("Pow", centred, self._number(2.0)), axes)
+        epsilon = self._number(self.node.attributes.get_float("epsilon", 1e-5))
+        result = self._do("Div", centred, self._do("Sqrt", self._do("Add", variance, epsilon)))
+        if weight is not None:
+            result = self._do("Mul", result, weight)
+        return result if bias is None else self._do("Add", result, bias)
 
     def _gelu(self, x: ir.Value) -> ir.Value:
         if self.node.attributes.get_string("approximate", "none") == "tanh":
