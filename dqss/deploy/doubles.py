@@ -2,7 +2,7 @@
 
 ``Cast``, the operator, ``Cast``. ONNX Runtime has no ``Gelu`` and no ``Erf`` of fp64: these are written
 out as the formula of :mod:`dqss.arithmetic.erfc`. So are layer norms, whose statistics the standard has in
-fp32 at the most; ONNX Runtime puts them together again. Parameters stay in fp32 in the file.
+fp32 at the most. Parameters stay in fp32 in the file.
 """
 
 from __future__ import annotations
@@ -83,9 +83,11 @@ class _Wide:
             self.graph, f"{self.node.outputs[0].name}.axes", np.array(_normed(self.node), np.int64)
         )
         centred = self._do("Sub", x, self._do("ReduceMean", x, axes))
-        variance = self._do("ReduceMean", self._do("Pow", centred, self._number(2.0)), axes)
+        variance = self._do("ReduceMean", self._do("Mul", centred, centred), axes)
         epsilon = self._number(self.node.attributes.get_float("epsilon", 1e-5))
-        result = self._do("Div", centred, self._do("Sqrt", self._do("Add", variance, epsilon)))
+        # With Pow or Div, ONNX Runtime finds a layer norm, and one of fp32 behind the Cast.
+        inverse = self._do("Reciprocal", self._do("Sqrt", self._do("Add", variance, epsilon)))
+        result = self._do("Mul", centred, inverse)
         if weight is not None:
             result = self._do("Mul", result, weight)
         return result if bias is None else self._do("Add", result, bias)

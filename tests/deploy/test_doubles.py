@@ -2,9 +2,12 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +17,10 @@ from torch import Tensor, nn
 import dqss
 from dqss.apply import apply_strategy
 from dqss.arithmetic import EXACT
+from dqss.arithmetic.doubles import Doubles
+from dqss.deploy.doubles import widen
 from dqss.deploy.report import ExportReport
+from dqss.deploy.trace import OPSET
 from search_spaces import uniform
 from tests.deploy.support import bundle_for
 from tests.deploy.test_exact import LEVELS, optimized
@@ -109,3 +115,42 @@ def test_files_give_the_bits_of_the_simulation_however_they_are_run(
     graph = onnx.load(report.path).graph
     kinds = Counter(node.op_type for node in graph.node)
     assert not {"Gelu", "Erf", "LayerNormalization"} & kinds.keys() and kinds["Sqrt"] >= 7
+
+
+X = 3 * torch.randn(64, 17, 48, generator=torch.Generator().manual_seed(0))
+WEIGHT, BIAS = torch.linspace(0.5, 2, 48), torch.linspace(-1, 1, 48)
+OPERATORS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...], Callable[[Tensor], Tensor]]] = {
+    "LayerNormalization": (
+        {"axis": -1, "epsilon": 1e-6},
+        (WEIGHT, BIAS),
+        lambda x: F.layer_norm(x, (48,), WEIGHT, BIAS, 1e-6),
+    ),
+    "Softmax": ({"axis": 1}, (), lambda x: x.softmax(1)),
+    "Sigmoid": ({}, (), torch.sigmoid),
+    "Tanh": ({}, (), torch.tanh),
+    "Exp": ({}, (), torch.exp),
+    "Gelu": ({}, (), F.gelu),
+    "Erf": ({}, (), torch.erf),
+    "MatMul": ({}, (torch.outer(WEIGHT, BIAS),), lambda x: torch.matmul(x, torch.outer(WEIGHT, BIAS))),
+}
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+@torch.no_grad()
+def test_single_operators_are_functions_in_doubles(op: str, tmp_path: Path) -> None:
+    attributes, parameters, func = OPERATORS[op]
+    names = [f"p{n}" for n in range(len(parameters))]
+    stored = [onnx.numpy_helper.from_array(p.numpy(), n) for n, p in zip(names, parameters, strict=True)]
+    ends = [onnx.helper.make_tensor_value_info(name, 1, ["n", 17, 48]) for name in ("input", "y")]
+    node = onnx.helper.make_node(op, ["input", *names], ["y"], **attributes)
+    graph = onnx.helper.make_graph([node], "one", ends[:1], ends[1:], stored)
+    opsets = [onnx.helper.make_opsetid("", OPSET)]
+    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10))
+    assert widen(model.graph, ()) == 1 and widen(model.graph, list(model.graph)) == 0
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, tmp_path / "m.onnx")
+    with Doubles():
+        wanted = func(X)
+    for level in LEVELS:
+        assert torch.equal(torch.from_numpy(optimized(tmp_path / "m.onnx", X, level)), wanted), level
