@@ -2,8 +2,8 @@
 
 Softmax, layer norms, sigmoids and sums of real numbers come out of every library with other last bits. In
 fp64 these are some 1e-16 apart, and hardly ever (1e-16 over 1e-8, as an estimate) is a border of fp32's
-roundings in between: rounded, the results are the same. Elementwise operations that IEEE 754 rounds once stay as
-they are.
+roundings in between: rounded, the results are the same. Elementwise operations that IEEE 754 rounds once
+stay as they are.
 """
 
 from __future__ import annotations
