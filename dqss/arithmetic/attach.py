@@ -14,6 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from dqss.arithmetic.codes import CodeKernel, make_code_kernel
+from dqss.arithmetic.doubles import Doubles
 from dqss.arithmetic.halving import Halving
 from dqss.arithmetic.kernels import LayerKernel, make_kernel
 from dqss.arithmetic.kinds import IntegerKernels
@@ -87,7 +88,7 @@ def attach_exact(model: nn.Module, bundle: Bundle) -> tuple[str, ...]:
             _attach(modules[name], kernel)
             found.append(name)
     if can_precede(model):
-        put_before(model, _Averages)
+        put_before(model, _Reals)
     return tuple(found)
 
 
@@ -101,13 +102,13 @@ class _Kernel(Layered):
             return super().forward(*args, **kwargs)
 
 
-class _Averages(Layered):
-    """Before the class of a whole network."""
+class _Reals(Layered):
+    """Before the class of a whole network: averages, and functions that have no exact result."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_exporting():
             return super().forward(*args, **kwargs)
-        with Halving():
+        with Halving(), Doubles():
             return super().forward(*args, **kwargs)
 
 

@@ -39,7 +39,10 @@ class ExactSums:
     Convolutions and linear layers sum products of codes, which fp32 does exactly up to 2^24 (beyond it
     digits of the weights are summed apart), multiply the sum with ``scale * scale``, and add their bias.
     Averages over an image are added up in a stated order. That is the same in whatever runtime, on any
-    machine with IEEE 754 arithmetic. What is neither that nor elementwise stays as it was.
+    machine with IEEE 754 arithmetic. What has no exact result, as softmax and layer norms, is computed in
+    fp64 and rounded to fp32 once, on which runtimes agree but for a rare value
+    (:mod:`dqss.arithmetic.doubles`).
+    What is neither that nor elementwise stays as it was.
     """
 
     def __str__(self) -> str:

@@ -34,11 +34,15 @@ class ExactLayers:
         graph: whose activations have been lowered, and whose weights have not.
         grids: of the quantizers.
         restored: what comes out of a ``DequantizeLinear`` of an activation, and its quantizer.
+
+    Attributes:
+        sums: the nodes that sum codes, as they are written.
     """
 
     def __init__(self, graph: ir.Graph, grids: Grids, restored: Mapping[ir.Value, str]) -> None:
         self.graph, self.grids, self.restored = graph, grids, restored
         self.codes: dict[ir.Value, ir.Value] = {}
+        self.sums: set[ir.Node] = set()
 
     def rewrite(self, weight: ir.Node, held: dict[str, Held]) -> bool:
         """Every layer that reads a named weight.
@@ -111,6 +115,7 @@ class ExactLayers:
         for number in range(len(total.digits.parts)):
             weight = self._weight(total, number, name, f"{old.name}.weight{number}", turned, made)
             each = append(made, node.op_type, [x, weight], f"{old.name}.sum{number}", dict(node.attributes))
+            self.sums.add(made[-1])
             if found is not None:
                 base = constant(self.graph, f"digit.{total.digits.base}", _float(total.digits.base))
                 higher = append(made, "Mul", [base, found], f"{old.name}.higher{number}")

@@ -19,6 +19,7 @@ import torch
 
 from dqss.arithmetic.weights import coarsen, least_scale, whole
 from dqss.deploy.containers import Held, hold_activation, hold_weight, unsaturated
+from dqss.deploy.doubles import widen
 from dqss.deploy.exact import ExactLayers, halve_means
 from dqss.deploy.graphs import append, constant, transposes_of
 from dqss.deploy.grids import Array, Grids, Stored, dtype_of, store
@@ -61,12 +62,16 @@ def lower(
         work.activation(node)
     # Afterwards, because how a weight is stored depends on what it is multiplied with.
     weights = [node for node in nodes if node.op_type == WEIGHT]
+    sums: set[ir.Node] = set()
     if exact:
         layers = ExactLayers(model.graph, grids, work.restored)
         weights = [node for node in weights if not layers.rewrite(node, work.done.held)]
+        sums = layers.sums
         halve_means(model.graph)
     for node in weights:
         work.weight(node)
+    if exact:
+        widen(model.graph, sums)
     del model.opset_imports[DOMAIN]
     return work.done
 

@@ -1,6 +1,7 @@
 """Study: is an exported file as fast as ONNX Runtime's own static quantization, and in exact sums? README.md.
 
     python -m experiments.export.latency --data FOLDER --mobilenet FILE --rounds 200
+    python -m experiments.export.latency --data FOLDER --network vit_tiny --variants "dqss exact" ...
 
 Float, ONNX Runtime's static quantization (per channel, min-max, QDQ) and exported files of the
 same MobileNetV2, one image, one thread, interleaved: each round runs every variant once, in another
@@ -15,7 +16,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ DQSS = {
     "dqss W4A4 canonical": ("W4A4", CANONICAL),
 }
 """Files for onnxruntime-cpu, and for generic in both forms."""
+STATIC = "onnxruntime static"
 COLUMNS = (
     "network", "variant", "median_ms", "ratio_to_float", "ratio_to_static", "top1", "images", "rounds",
     "kernels", "load",
@@ -96,20 +98,22 @@ def own_static(source: Path, images: torch.Tensor, method: CalibrationMethod, fo
     return path
 
 
-def variants(case: Case, folder: Path) -> dict[str, bytes]:
-    """All files, by name."""
-    floating = float_file(case.model, case.calibration, folder / "float.onnx")
-    static = own_static(floating, case.calibration, CalibrationMethod.MinMax, folder)
-    paths = {"float": floating, "onnxruntime static": static}
+def variants(case: Case, wanted: Sequence[str], folder: Path) -> dict[str, bytes]:
+    """The float file and the wanted ones, by name."""
+    paths = {"float": float_file(case.model, case.calibration, folder / "float.onnx")}
+    if STATIC in wanted:
+        paths[STATIC] = own_static(paths["float"], case.calibration, CalibrationMethod.MinMax, folder)
     few = case.samples.subset(range(8))
-    for name, (bits, target) in DQSS.items():
+    for name, (bits, target) in ((name, DQSS[name]) for name in DQSS if name in wanted):
         paths[name] = folder / f"{name}.onnx"
         export_model(case.model, strategy(case, bits, target), paths[name], few, target=target, tolerance=ANY)
     return {name: path.read_bytes() for name, path in paths.items()}
 
 
-def top1(data: bytes, case: Case) -> float:
-    """Share of right answers on all images."""
+def top1(data: bytes, case: Case) -> float | str:
+    """Share of right answers on all images; empty where nobody knows them."""
+    if not case.samples.labelled:
+        return ""
     session, right = open_session(data), 0
     for index in range(len(case.samples)):
         targets = case.samples.targets([index])
@@ -138,25 +142,35 @@ def main() -> None:
     """Measure the rows that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--mobilenet", type=Path, required=True)
+    parser.add_argument("--mobilenet", type=Path)
+    parser.add_argument("--network", default="mobilenetv2", choices=["mobilenetv2", "vit_tiny"])
+    parser.add_argument("--variants", nargs="+", default=[STATIC, *DQSS], choices=[STATIC, *DQSS])
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--load", default="quiet", help="what to write down about the machine")
     parser.add_argument("--out", type=Path, default=HERE / "latency.csv")
     arguments = parser.parse_args()
     quiet(1)
     table = Table(arguments.out, COLUMNS, keys=2)
-    case = NETWORKS["mobilenetv2"](Files(arguments.data, arguments.mobilenet, None))
+    case = NETWORKS[arguments.network](Files(arguments.data, arguments.mobilenet, None))
     with tempfile.TemporaryDirectory() as folder:
-        files = variants(case, Path(folder))
+        files = variants(case, arguments.variants, Path(folder))
     measured = times(files, case.samples.batch([0]).numpy(), arguments.rounds)
     for name, data in files.items():
         ratios = (
             statistics.median(a / b for a, b in zip(measured[name], measured[base], strict=True))
-            for base in ("float", "onnxruntime static")
+            if base in measured
+            else ""
+            for base in ("float", STATIC)
         )
         row = (statistics.median(measured[name]) * 1e3, *ratios, top1(data, case))
         table.add(
-            "mobilenetv2", name, *row, len(case.samples), arguments.rounds, kernels_of(data), arguments.load
+            arguments.network,
+            name,
+            *row,
+            len(case.samples),
+            arguments.rounds,
+            kernels_of(data),
+            arguments.load,
         )
 
 
