@@ -208,18 +208,18 @@ def drawn(samples: Samples, limit: int | None) -> Samples:
     return samples.subset(order[:limit].tolist())
 
 
-def timm_families(count: int, bits: str, out: Path) -> None:
+def timm_families(count: int, bits: str, label: str, out: Path) -> None:
     """The first ``count`` families of timm that there is no row of yet."""
     table = Table(out, FAMILY_COLUMNS, keys=3)
-    missing = [entry for entry in families() if not table.has(entry.model, bits, "canonical")]
+    missing = [entry for entry in families() if not table.has(entry.model, bits, label)]
     for entry in missing[:count]:
         try:
-            case = family(entry)
-            found = row(case, strategy(case, bits, CANONICAL), CANONICAL, None)
+            case, target = family(entry), TARGETS[label]
+            found = row(case, strategy(case, bits, target), target, None)
         except Exception as error:
             words = " ".join(str(error).split())[:160]
             found = [f"crashed: {type(error).__name__}: {words}", *[""] * (len(MEASURED) - 1)]
-        table.add(entry.model, bits, "canonical", *found)
+        table.add(entry.model, bits, label, *found)
 
 
 def summary(path: Path) -> None:
@@ -251,7 +251,9 @@ def main() -> None:
         return summary(HERE / "results.csv")
     quiet(arguments.threads)
     if arguments.families:
-        return timm_families(arguments.families, "W8A8", HERE / "families.csv")
+        for label in arguments.targets:
+            timm_families(arguments.families, "W8A8", label, HERE / "families.csv")
+        return None
     if arguments.data is None:
         parser.error("--data FOLDER is needed")
     files = Files(arguments.data, arguments.mobilenet, arguments.efficientnet)

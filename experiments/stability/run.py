@@ -74,7 +74,7 @@ def main() -> None:
         parser.error("--data FOLDER is needed")
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=3)
-    study = Study(arguments.data, PTQSettings(discrete_every=0))
+    study = Study(arguments.data, PTQSettings(steps=1200, batch_size=4, discrete_every=0))
     for key in itertools.product(arguments.bits, arguments.images, range(arguments.subsets)):
         if not table.has(*key):
             table.add(*key, *row(study, *key))
