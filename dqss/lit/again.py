@@ -6,9 +6,9 @@ and what activations suited the former need not suit the latter (``experiments/r
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,16 @@ from torch import nn
 from dqss.apply import apply_strategy, make_bundle, prepared_network, with_weights
 from dqss.bundle import Bundle
 from dqss.choice import TensorChoice
-from dqss.discretize import discretize
 from dqss.io import ensure_folder
 from dqss.layers import searchable_layers
 from dqss.lit.build import build
-from dqss.lit.checkpoint import Deadline
-from dqss.lit.fit import fit_ptq, settled
-from dqss.lit.screening import screen_uniform, shown_by
+from dqss.lit.choose import choose
 from dqss.lit.settings import PTQSettings
 from dqss.measure import Evaluator
 from dqss.progress import Reporter
 from dqss.samples import Samples
 from dqss.space import Rule, SearchSpace, point_info, product_info
 from dqss.spec import Candidate
-from dqss.uniform import FIRST_RUNG, uniform_assignments
 
 FOLDER = "again"
 """Below the run folder: what a search around tuned weights needs to go on."""
@@ -81,18 +77,7 @@ def search_activations(
     settings = replace(settings, budget=None, repair=None, search_again=False, equalize=False, smooth=False)
     teacher = prepared_network(model, bundle).eval().requires_grad_(False).to(device)
     prepared, evaluator = build(network, samples, around, settings, seed, place, device, reporter, teacher)
-    settings = settled(settings, evaluator.supernet)
-    uniform = uniform_assignments(evaluator.supernet)
-    screened = screen_uniform(evaluator, uniform, settings, reporter) if settings.screen_first else None
-    shown = shown_by(evaluator, uniform, screened, None)
-    deadline = Deadline(None)
-    module = fit_ptq(evaluator, settings, seed, place, deadline, reporter, trainer, False, None, shown)
-    evaluator.supernet.to(device)
-    first = settings.screen_images or FIRST_RUNG
-    outcome = discretize(
-        evaluator, module.found, uniform, settings.refine, settings.finalists, first, screened=screened
-    )
-    chosen = outcome.assignments[outcome.exported]
+    chosen = choose(evaluator, settings, seed, place, reporter, trainer).exported
     example = samples.batch(evaluator.parts["search"][:1])
     fields = bundle.strategy.model_dump(include={"dqss", "created", "search_space", "method"})
     searched = make_bundle(
@@ -120,7 +105,7 @@ def same_bits(space: SearchSpace, bundle: Bundle, network: nn.Module) -> SearchS
     for name, bits, candidates in _activations(space, bundle, network):
         kept = tuple(candidate for candidate in candidates if candidate.spec.bits == bits)
         if kept:
-            rules.append(Rule(activation=kept, names=(_literally(name),)))
+            rules.append(Rule(activation=kept, names=(escape(name),)))
     return replace(space, name=f"{space.name}, activations", rules=tuple(rules))
 
 
@@ -142,11 +127,6 @@ def _activations(
 
 def _bits(operands: Mapping[str, TensorChoice]) -> int:
     return next(iter(operands.values())).bits
-
-
-def _literally(name: str) -> str:
-    """A pattern that matches this name and no other."""
-    return re.sub(r"([\[*?])", r"[\1]", name)
 
 
 def with_activations(bundle: Bundle, searched: Bundle) -> Bundle:

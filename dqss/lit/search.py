@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,21 @@ from torch import Tensor, nn
 
 from dqss import __version__
 from dqss.apply import apply_strategy, make_bundle
-from dqss.budget.limits import Budget, Limits
+from dqss.budget.limits import Budget
 from dqss.bundle import Bundle
-from dqss.discretize import Discretized, discretize
+from dqss.discretize import Discretized
 from dqss.errors import UserError
 from dqss.io import ensure_folder, write_json_atomic
 from dqss.lit.again import search_activations
 from dqss.lit.build import build, limits_of
 from dqss.lit.checkpoint import Deadline, write_history
+from dqss.lit.choose import REFINE_SHARE, choose
 from dqss.lit.clock import Clock
 from dqss.lit.contenders import REPAIRED, Validation, measure_contenders
 from dqss.lit.device import device_of
-from dqss.lit.fit import fit_ptq, settled
 from dqss.lit.ptq import PTQSearch
 from dqss.lit.ranks import rank
 from dqss.lit.record import record
-from dqss.lit.screening import screen_uniform, shown_by
 from dqss.lit.settings import PTQSettings
 from dqss.lit.stepped import HistoryRow
 from dqss.lit.trajectory import TRAJECTORY_FILE
@@ -42,11 +41,7 @@ from dqss.report.pictures import PICTURES, write_pictures
 from dqss.samples import Samples
 from dqss.space import SearchSpace
 from dqss.strategy import ModelInfo, utc_now
-from dqss.supernet import Assignment, Supernet
-from dqss.uniform import FIRST_RUNG, Screening, affordable, uniform_assignments
-
-REFINE_SHARE = 0.85
-"""Share of ``max_minutes`` at which the refinement stops; see also :data:`dqss.lit.fit.SEARCH_SHARE`."""
+from dqss.supernet import Supernet
 
 
 @dataclass(frozen=True)
@@ -131,34 +126,20 @@ def search_ptq(
     with clock.time("calibrate"):
         prepared, evaluator = build(model, samples, search_space, settings, seed, folder, device, reporter)
     limits = limits_of(settings.budget, evaluator)
-    uniform = affordable(evaluator.supernet, uniform_assignments(evaluator.supernet), limits)
-    settings = settled(settings, evaluator.supernet)
-    screened = None
-    if settings.screen_first and uniform:
-        with clock.time("screen"):
-            screened = screen_uniform(evaluator, uniform, settings, reporter)
-    with recomputing(evaluator.supernet, settings.recompute or ()):
-        with clock.time("search"):
-            module = fit_ptq(
-                evaluator,
-                settings,
-                seed,
-                folder,
-                deadline,
-                reporter,
-                trainer or {},
-                logger,
-                limits,
-                shown_by(evaluator, uniform, screened, limits),
-            )
-            evaluator.supernet.to(device)
-        with clock.time("discretize"):
-            begun = [] if module.steering is None else module.steering.begin()
-            outcome = _discretize(
-                evaluator, module.found, uniform, settings, deadline, reporter, limits, screened, begun
-            )
+    chosen = choose(
+        evaluator,
+        settings,
+        seed,
+        folder,
+        reporter,
+        trainer or {},
+        logger=logger,
+        limits=limits,
+        deadline=deadline,
+        clock=clock,
+    )
+    module, outcome, exported = chosen.module, chosen.outcome, chosen.exported
     cost = {"steps": len(module.history), "evaluations": evaluator.meter.evaluations}
-    exported = outcome.assignments[outcome.exported]
     bundle = make_bundle(
         evaluator.supernet,
         exported,
@@ -185,7 +166,9 @@ def search_ptq(
         network = apply_strategy(model, tuned).to(device)
     with clock.time("report"):
         oracle = settings.oracle and not deadline.passed(REFINE_SHARE)
-        measured = measure_contenders(evaluator, outcome, uniform, validation, oracle, reporter, network)
+        measured = measure_contenders(
+            evaluator, outcome, chosen.uniform, validation, oracle, reporter, network
+        )
     metrics = {**measured, **cost, "seconds": clock.seconds}
     if tuned is not None and measured["searched"]["name"] == REPAIRED:
         bundle = tuned
@@ -201,39 +184,6 @@ def search_ptq(
         bundle = bundle.save(folder)
         write_report([folder])
     return SearchResult(bundle, metrics, module.history, outcome, evaluator.supernet, model)
-
-
-def _discretize(
-    evaluator: Evaluator,
-    found: Sequence[Assignment],
-    uniform: dict[str, Assignment],
-    settings: PTQSettings,
-    deadline: Deadline,
-    reporter: Reporter,
-    limits: Limits | None,
-    screened: Screening | None,
-    begun: Sequence[Assignment],
-) -> Discretized:
-    images = len(evaluator.parts["refine"])
-    programs = 0 if limits is None else settings.refine.program_passes * images
-    planned = int(settings.refine.limit(images) + programs)
-    with reporter.stage("discretize", planned) as stage:
-        # Not before: a step of the search ends in a checkpoint of its own.
-        evaluator.advance = stage.advance
-        # Now, and not with the first measurement: a resumed run may find that in its journal.
-        evaluator.reference(evaluator.parts["select"])
-        return discretize(
-            evaluator,
-            found,
-            uniform,
-            settings.refine,
-            settings.finalists,
-            settings.screen_images or FIRST_RUNG,
-            lambda: deadline.passed(REFINE_SHARE),
-            limits,
-            screened,
-            begun,
-        )
 
 
 def _repair(

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dqss.calls import tensors_in
-from dqss.prepare.modules import Layer, Transposed, has_own_forward, plain_kind
-from dqss.prepare.watch import shared_storage, watched
+from dqss.prepare.modules import Layer, Transposed, has_own_forward
+from dqss.prepare.watch import Recorder, is_private, shared_storage, watched
 from dqss.prepare.work import Work
 
 _aten = torch.ops.aten
@@ -96,25 +96,15 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             value.next.append("")
 
 
-class _Recorder:
-    """Hooks on the layers and the ReLU6s of a network, and what they saw."""
+class _Recorder(Recorder):
+    """On the layers and the ReLU6s of a network."""
 
     def __init__(self, model: nn.Module) -> None:
-        named = dict(model.named_modules())
-        self.layers = {
-            n: m for n, m in named.items() if plain_kind(m) is not None and "weight" in m._parameters
-        }
-        self.caps = {n: m for n, m in named.items() if is_relu6(m)}
+        super().__init__(model, is_relu6)
+        self.caps = self.others
         self.calls = dict.fromkeys([*self.layers, *self.caps], 0)
         self.outputs: dict[str, _Value] = {}
         self.mode = _Watch()
-
-    def hook(self) -> list[Any]:
-        handles: list[Any] = []
-        for name, module in {**self.layers, **self.caps}.items():
-            handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(self._leave(name)))
-        return handles
 
     def _enter(self, name: str) -> Callable[..., None]:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -160,9 +150,8 @@ def find_chains(work: Work) -> tuple[list[Chain], list[str]]:
 
     def usable(name: str) -> bool:
         layer = recorder.layers[name]
-        private = all(shared[p.data_ptr()] == 1 for p in layer.parameters(recurse=False))
         plain = not isinstance(layer, Transposed) and not has_own_forward(layer)
-        return recorder.calls[name] == 1 and private and plain
+        return recorder.calls[name] == 1 and is_private(layer, shared) and plain
 
     chains = []
     for name, value in recorder.outputs.items():

@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dqss.calls import tensors_in
 from dqss.errors import StrategyError
 from dqss.prepare.chains import Chain, find_chains, is_relu6
-from dqss.prepare.modules import Layer, Transposed, plain_kind, replace
-from dqss.prepare.work import Work, difference, run, tolerance
+from dqss.prepare.modules import Layer, Transposed, groups_of, plain_kind, replace
+from dqss.prepare.work import Work
 
 _TOLERANCE = 1e-4
 ROUNDS, SETTLED = 40, 1e-3
@@ -67,7 +66,7 @@ def equalize(work: Work, recorded: Collection[str]) -> list[str] | None:
         work.notes.append(f"not equalized, alone in no chain: {', '.join(left)}")
     if not chains:
         return None
-    before = [tensor.clone() for tensor in tensors_in(run(work.model, work.inputs))]
+    before = work.output()
     bad = _apply_good(work, chains, before)
     if bad:
         work.notes.append(f"not equalized, the output would change: {', '.join(chain.word for chain in bad)}")
@@ -111,7 +110,7 @@ class _Scales:
     def of(cls, layer: Layer) -> _Scales:
         weight = layer.weight.detach()
         sizes = weight.abs().flatten(2).amax(2) if weight.ndim > 2 else weight.abs()
-        groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+        groups = groups_of(layer)
         ones = torch.ones(len(weight), dtype=torch.float64)
         taken = torch.ones(sizes.shape[1] * groups, dtype=torch.float64)
         return cls(layer, sizes.double().cpu(), groups, ones, taken)
@@ -151,14 +150,14 @@ def _apply(work: Work, chains: Sequence[Chain]) -> Callable[[], None]:
 def _apply_good(work: Work, chains: Sequence[Chain], before: Sequence[Tensor]) -> list[Chain]:
     """Equalize all that keep the output; returns those that had to stay."""
     undo = _apply(work, chains)
-    if _same(work, before):
+    if work.keeps(before, _TOLERANCE):
         return []
     undo()
     # A recipe repeats what is left all at once: what was tried one by one is tried so again.
     good = [chain for chain in chains if _alone(work, chain, before)]
     if len(good) < len(chains) and good:
         undo = _apply(work, good)
-        if _same(work, before):
+        if work.keeps(before, _TOLERANCE):
             return [chain for chain in chains if chain not in good]
         undo()
     return list(chains)
@@ -166,15 +165,9 @@ def _apply_good(work: Work, chains: Sequence[Chain], before: Sequence[Tensor]) -
 
 def _alone(work: Work, chain: Chain, before: Sequence[Tensor]) -> bool:
     undo = _apply(work, [chain])
-    same = _same(work, before)
+    same = work.keeps(before, _TOLERANCE)
     undo()
     return same
-
-
-def _same(work: Work, before: Sequence[Tensor]) -> bool:
-    after = list(tensors_in(run(work.model, work.inputs)))
-    allowed = tolerance(_TOLERANCE, *before)
-    return all(difference(a, b) <= allowed for a, b in zip(before, after, strict=True))
 
 
 def _set(layer: Layer, weight: Tensor, made: Tensor) -> Callable[[], None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dqss.calls import tensors_in
 from dqss.prepare.chains import HOMOGENEOUS
-from dqss.prepare.modules import KINDS, Layer, Transposed, has_own_forward, plain_kind
-from dqss.prepare.watch import shared_storage, watched
+from dqss.prepare.modules import KINDS, Transposed, has_own_forward, plain_kind
+from dqss.prepare.watch import Recorder, is_private, shared_storage, watched
 from dqss.prepare.work import Work
 
 _aten = torch.ops.aten
@@ -138,34 +138,20 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return alike
 
 
-class _Recorder:
-    """Hooks on all layers, and what they saw."""
+class _Recorder(Recorder):
+    """On all layers."""
 
     def __init__(self, model: nn.Module) -> None:
-        named = dict(model.named_modules())
-        self.layers = {
-            n: cast(Layer, m)
-            for n, m in named.items()
-            if plain_kind(m) is not None and "weight" in m._parameters
-        }
+        super().__init__(model)
         self.calls = dict.fromkeys(self.layers, 0)
         shared = shared_storage(model)
         self.usable = {
             n
             for n, m in self.layers.items()
-            if not isinstance(m, Transposed)
-            and not has_own_forward(m)
-            and all(shared[p.data_ptr()] == 1 for p in m.parameters(recurse=False))
+            if not isinstance(m, Transposed) and not has_own_forward(m) and is_private(m, shared)
         }
         self.mode = _Watch()
         self.groups: list[_Channels] = []
-
-    def hook(self) -> list[Any]:
-        handles: list[Any] = []
-        for name, module in self.layers.items():
-            handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(self._leave(name)))
-        return handles
 
     def _enter(self, name: str) -> Callable[..., None]:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:

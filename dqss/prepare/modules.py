@@ -37,6 +37,11 @@ def plain_kind(module: nn.Module) -> type[Layer] | None:
     return next((kind for kind in KINDS if isinstance(module, kind)), None)
 
 
+def groups_of(layer: Layer) -> int:
+    """Of a convolution's channels; a linear layer is one group."""
+    return 1 if isinstance(layer, nn.Linear) else layer.groups
+
+
 def has_own_forward(module: nn.Module) -> bool:
     """Whether a subclass of a plain layer computes something of its own."""
     kind = plain_kind(module)

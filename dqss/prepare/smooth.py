@@ -24,15 +24,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dqss.calls import tensors_in
 from dqss.errors import StrategyError
 from dqss.functional import broadcast_channels, channel_view, fake_quantize
 from dqss.observers import Statistics
 from dqss.observers.mse import MSE
 from dqss.prepare.equalize import by_input, scaled_by_input
 from dqss.prepare.groups import Group, find_groups
-from dqss.prepare.modules import Layer, Transposed, plain_kind
-from dqss.prepare.work import Work, difference, run, tolerance
+from dqss.prepare.modules import Layer, Transposed, groups_of, plain_kind
+from dqss.prepare.work import Work
 from dqss.spec import PerChannel, QuantSpec
 
 _TOLERANCE = 1e-4
@@ -92,7 +91,7 @@ def smooth(work: Work, recorded: Collection[str]) -> list[str] | None:
     groups, left = find_groups(work)
     if left:
         work.notes.append(f"not smoothed, their channels are not layers' alone: {', '.join(left)}")
-    before = [tensor.clone() for tensor in tensors_in(run(work.model, work.inputs))]
+    before = work.output()
     plain = {group: _error(work, _smoothing(work, group, None), before) for group in groups}
     least = WORTH * sum(plain.values())
     wanted = [_best(work, group, error, before) for group, error in plain.items() if error > least]
@@ -128,7 +127,7 @@ def _best(work: Work, group: Group, plain: float, before: Sequence[Tensor]) -> S
 
 def _smoothing(work: Work, group: Group, strength: float | None) -> Smoothing:
     readers = [_layer(work, name) for name in group.read]
-    weights = [by_input(layer.weight.detach(), _groups(layer)).abs().amax(1).cpu() for layer in readers]
+    weights = [by_input(layer.weight.detach(), groups_of(layer)).abs().amax(1).cpu() for layer in readers]
     found = [0] * len(group.ranges) if strength is None else exponents(group.ranges, weights, strength)
     return Smoothing(group.made, group.read, tuple(found))
 
@@ -136,7 +135,7 @@ def _smoothing(work: Work, group: Group, strength: float | None) -> Smoothing:
 def _error(work: Work, smoothing: Smoothing, before: Sequence[Tensor]) -> float:
     """Squared error of the output where the layers that read the channels are quantized, and no others."""
     with _quantized(work, smoothing):
-        after = list(tensors_in(run(work.model, work.inputs)))
+        after = work.output()
     return sum(
         float((a.double() - b.double()).square().sum())
         for a, b in zip(after, before, strict=True)
@@ -170,8 +169,8 @@ def _quantized(work: Work, smoothing: Smoothing) -> Iterator[None]:
 
 def _rounded(layer: Layer, factors: Tensor, bits: int) -> nn.Parameter:
     spec = QuantSpec(bits, symmetric=True, granularity=PerChannel(0))
-    quantized = _on_grid(scaled_by_input(layer.weight.detach(), _groups(layer), factors), spec)
-    return nn.Parameter(scaled_by_input(quantized, _groups(layer), 1 / factors), requires_grad=False)
+    quantized = _on_grid(scaled_by_input(layer.weight.detach(), groups_of(layer), factors), spec)
+    return nn.Parameter(scaled_by_input(quantized, groups_of(layer), 1 / factors), requires_grad=False)
 
 
 def _rounding(factors: Tensor, bits: int) -> Callable[..., Tensor]:
@@ -197,10 +196,6 @@ def _layer(work: Work, name: str) -> Layer:
     return cast(Layer, work.model.get_submodule(name))
 
 
-def _groups(layer: Layer) -> int:
-    return 1 if isinstance(layer, nn.Linear) else layer.groups
-
-
 @torch.no_grad()
 def _apply(work: Work, smoothing: Smoothing) -> Callable[[], None]:
     """In double precision, rounded once for each layer; returns what undoes it."""
@@ -215,7 +210,7 @@ def _apply(work: Work, smoothing: Smoothing) -> Callable[[], None]:
             layer.bias = _like(layer.bias, layer.bias.double().cpu() / factors)
     for name in smoothing.read:
         layer = _layer(work, name)
-        scaled = scaled_by_input(layer.weight.double().cpu(), _groups(layer), factors)
+        scaled = scaled_by_input(layer.weight.double().cpu(), groups_of(layer), factors)
         layer.weight = _like(layer.weight, scaled)
 
     def undo() -> None:
@@ -232,25 +227,19 @@ def _like(old: Tensor, new: Tensor) -> nn.Parameter:
 def _apply_good(work: Work, wanted: Sequence[Smoothing], before: Sequence[Tensor]) -> list[Smoothing]:
     """Smooth all that keep the output; returns those."""
     undo = [_apply(work, each) for each in wanted]
-    if _same(work, before):
+    if work.keeps(before, _TOLERANCE):
         return list(wanted)
     for step in reversed(undo):
         step()
     good = []
     for each in wanted:
         back = _apply(work, each)
-        if _same(work, before):
+        if work.keeps(before, _TOLERANCE):
             good.append(each)
         else:
             back()
             work.notes.append(f"not smoothed, the output would change: {each.word.partition(':')[0]}")
     return good
-
-
-def _same(work: Work, before: Sequence[Tensor]) -> bool:
-    after = list(tensors_in(run(work.model, work.inputs)))
-    allowed = tolerance(_TOLERANCE, *before)
-    return all(difference(a, b) <= allowed for a, b in zip(before, after, strict=True))
 
 
 def _recorded(work: Work, word: str) -> Smoothing:
@@ -273,4 +262,4 @@ def _fits(module: nn.Module | None, channels: int, axis: int) -> bool:
     if module is None or plain_kind(module) is None or isinstance(module, Transposed):
         return False
     layer = cast(Layer, module)
-    return layer.weight.shape[axis] * (_groups(layer) if axis else 1) == channels
+    return layer.weight.shape[axis] * (groups_of(layer) if axis else 1) == channels

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -76,13 +77,47 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.users[key], self.sources[key] = seen.output_users, seen.name
 
 
-class _Recorder:
-    """Hooks on the layers and norms of a model, and what they saw."""
+class Recorder(ABC):
+    """Hooks on the layers of a network and on some other modules, and what they see: for :func:`watched`.
+
+    Args:
+        model: the network.
+        others: which modules beside its layers.
+
+    Attributes:
+        layers, others: by name.
+    """
+
+    def __init__(self, model: nn.Module, others: Callable[[nn.Module], bool] = lambda module: False) -> None:
+        named = dict(model.named_modules())
+        self.layers = {
+            n: m for n, m in named.items() if plain_kind(m) is not None and "weight" in m._parameters
+        }
+        self.others = {n: m for n, m in named.items() if others(m)}
+
+    def hook(self) -> list[Any]:
+        """Put the hooks on; what removes them again."""
+        handles: list[Any] = []
+        for name, module in {**self.layers, **self.others}.items():
+            handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(self._leave(name)))
+        return handles
+
+    @abstractmethod
+    def _enter(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        """What is called with each call of a module, and its arguments."""
+
+    @abstractmethod
+    def _leave(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        """What is called with what comes out of it."""
+
+
+class _Recorder(Recorder):
+    """On the layers and norms of a model."""
 
     def __init__(self, model: nn.Module) -> None:
-        named = list(model.named_modules())
-        self.layers = {n: m for n, m in named if plain_kind(m) is not None and "weight" in m._parameters}
-        self.norms = {n: m for n, m in named if is_batch_norm(m)}
+        super().__init__(model, is_batch_norm)
+        self.norms = self.others
         self.seen = {name: _Seen(name) for name in self.layers}
         self.norm_inputs: dict[str, list[str | None]] = {name: [] for name in self.norms}
         self.mode = _Watch()
@@ -90,14 +125,7 @@ class _Recorder:
             for parameter in layer.parameters(recurse=False):
                 self.mode.users[id(parameter)] = self.seen[name].weight_users
 
-    def hook(self) -> list[Any]:
-        handles: list[Any] = []
-        for name, module in {**self.layers, **self.norms}.items():
-            handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(self._leave(name)))
-        return handles
-
-    def _enter(self, name: str) -> Any:
+    def _enter(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if name in self.norms:
                 alone = len(args) == 1 and not kwargs
@@ -106,7 +134,7 @@ class _Recorder:
 
         return enter
 
-    def _leave(self, name: str) -> Any:
+    def _leave(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             self.mode.inside.pop()
             if name in self.seen and isinstance(output, Tensor):
@@ -137,6 +165,11 @@ def shared_storage(model: nn.Module) -> Counter[int]:
     )
 
 
+def is_private(layer: nn.Module, shared: Counter[int]) -> bool:
+    """Whether no other module has a parameter of ``layer``; ``shared`` is of :func:`shared_storage`."""
+    return all(shared[p.data_ptr()] == 1 for p in layer.parameters(recurse=False))
+
+
 def _fits(seen: _Seen, layer: Layer, norm: nn.Module) -> bool:
     """Whether the norm's channels are the layer's outputs: both sit on axis 1 of a batch."""
     channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
@@ -162,7 +195,7 @@ def find_pairs(work: Work) -> list[Pair]:
             continue
         seen, norm = recorder.seen[inputs[0]], recorder.norms[norm_name]
         layer = cast(Layer, recorder.layers[seen.name])
-        private = all(shared[p.data_ptr()] == 1 for p in layer.parameters(recurse=False))
+        private = is_private(layer, shared)
         alive = seen.output is not None and seen.output() is not None
         alone = seen.output_users == [norm_name] and set(seen.weight_users) <= {seen.name}
         if seen.calls == 1 and private and alone and not alive and _fits(seen, layer, norm):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -122,3 +122,12 @@ class Work:
     def verifies(self, model: nn.Module, wanted: float) -> bool:
         """Whether ``model`` gives the original's output to the relative tolerance ``wanted``."""
         return self.error(model) <= tolerance(wanted, *self.reference)
+
+    def output(self) -> list[Tensor]:
+        """The output tensors of the copy as it stands."""
+        return [tensor.clone() for tensor in tensors_in(run(self.model, self.inputs))]
+
+    def keeps(self, before: Sequence[Tensor], wanted: float) -> bool:
+        """Whether the copy still gives the output ``before``, to the relative tolerance ``wanted``."""
+        allowed = tolerance(wanted, *before)
+        return all(difference(a, b) <= allowed for a, b in zip(before, self.output(), strict=True))
