@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dqss.calls import call_model
-from dqss.distortion import distortion
+from dqss.curvature import watching
 from dqss.io import Journal
 from dqss.losses import Distance
 from dqss.precision import full_precision
@@ -184,7 +184,8 @@ class Evaluator:
         indices = self.parts[part][:count]
         groups = batches(indices, min(group, self.batch_size))
         softer = self.distance.softer() if alone else None
-        with self.supernet.pinned(assignment):
+        watched = watching(self.supernet, assignment) if alone else nullcontext()
+        with self.supernet.pinned(assignment), watched as curvature:
             found = second_order(
                 self._run,
                 self.reference,
@@ -192,7 +193,7 @@ class Evaluator:
                 self.supernet.decisions,
                 assignment,
                 groups,
-                distortion(self.supernet, assignment) if alone else None,
+                curvature,
                 softer,
             )
         self.meter.evaluations += (PASSES + (SOFTER_PASSES if softer else 0)) * len(indices)

@@ -9,7 +9,8 @@ output and H the Hessian of the distance there. First order alone takes no notic
 option adds of its own, which is nearly all that tells two bits from eight. With random vectors z of
 mean zero whose ``E[zz']`` is H (see :meth:`dqss.losses.Distance.curvature_root`), ``d'Fd`` is the mean of
 ``(s_k - s_a)^2`` with ``s = J'z``: one backward pass gives s of every option of every decision. HAWQ-V2
-(arXiv 1911.03852) takes the mean curvature times the squared error in place of ``d'Fd``.
+(arXiv 1911.03852) takes the mean curvature times the squared error in place of ``d'Fd``; where an estimate
+is to serve for switching nearly all decisions at once, it is drawn towards that (:mod:`dqss.shrinkage`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dqss.calibration import random_signs
+from dqss.curvature import Curvature
 from dqss.decision import Decision
 from dqss.losses import Distance
 from dqss.shrinkage import shrink
@@ -58,7 +60,7 @@ def second_order(
     decisions: Mapping[str, Decision],
     assignment: Mapping[str, int],
     groups: Iterable[Sequence[int]],
-    distortion: Mapping[str, Tensor] | None = None,
+    curvature: Curvature | None = None,
     softer: Distance | None = None,
 ) -> Estimates:
     """The estimated effect of switching each decision to each option, while the others stay as they are.
@@ -66,8 +68,7 @@ def second_order(
     A slope is the product of an option's error with those of all options in place. Where these are
     switched too it is another one, and an option that was taken for its slope has it no more: the
     more decisions, the more of what the best sum promises is chance. That is why there are effects without
-    slopes too. For the same reason those of weights are drawn towards their squared errors
-    (:mod:`dqss.shrinkage`).
+    slopes too. For the same reason they are drawn towards what the mean curvature of each tensor says.
 
     Args:
         run: the network with ``assignment`` pinned, so that gradients reach the logits.
@@ -76,8 +77,8 @@ def second_order(
         decisions: by name.
         assignment: around which.
         groups: indices of inputs, so many at a time.
-        distortion: ``[K]``, summed squared differences to the option in place, of decisions about weights;
-            None: no effects without slopes are wanted.
+        curvature: watches the quantizers (:func:`dqss.curvature.watching`); None: no effects without slopes
+            are wanted.
         softer: another distance for these.
     """
     slopes = {name: torch.zeros(len(d.options), dtype=torch.float64) for name, d in decisions.items()}
@@ -91,25 +92,27 @@ def second_order(
         distance.per_sample(output, reference(group)).sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
         for name, slope in _take(decisions).items():
             slopes[name] += slope - slope[assignment[name]]
+        if curvature is not None:
+            curvature.take()
         for each, squares in bent:
             signs = random_signs(output, generator)
             along = each.curvature_root(output.detach(), signs) * each.curvature_scale(output) ** 0.5
             output.backward(along, retain_graph=each is not last)  # type: ignore[no-untyped-call]
             bend = _take(decisions)
-            if distortion is not None:
-                squares.add(bend)
+            if curvature is not None:
+                squares.add(bend, curvature.take())
             for name, row in bend.items() if each is distance else ():
                 bends[name] += (row[:, None] - row).square()
         count += len(group)
     noise = {name: bend / 2 / max(count, 1) for name, bend in bends.items()}
     effects = {name: slope / max(count, 1) + noise[name][assignment[name]] for name, slope in slopes.items()}
-    if distortion is None:
+    if curvature is None:
         return Estimates(effects, noise)
-    return Estimates(effects, noise, tuple(squares.costs(count, distortion) for _, squares in bent))
+    return Estimates(effects, noise, tuple(squares.costs(count, curvature) for _, squares in bent))
 
 
 class Squares:
-    """Sums of ``(s_k - s_a)^2`` over passes, and of their squares, by decision.
+    """Sums over passes, by decision: ``(s_k - s_a)^2``, its square, and squared norms of gradients.
 
     Args:
         assignment: the options a.
@@ -119,13 +122,17 @@ class Squares:
         self.assignment, self.passes = assignment, 0
         self.sums: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
+        self.norms: dict[str, list[float]] = {}
 
-    def add(self, bend: Mapping[str, Tensor]) -> None:
-        """One pass: ``s``, ``[K]`` by decision."""
+    def add(self, bend: Mapping[str, Tensor], norms: Mapping[str, Sequence[float]]) -> None:
+        """One pass: ``s``, ``[K]`` by decision, and what :meth:`Curvature.take` gave."""
         for name, at in self.assignment.items():
             square = (bend[name] - bend[name][at]).square()
             self.sums[name] = self.sums.get(name, 0) + square
             self.squares[name] = self.squares.get(name, 0) + square.square()
+        for name, each in norms.items():
+            before = self.norms.get(name, [0.0] * len(each))
+            self.norms[name] = [a + b for a, b in zip(before, each, strict=True)]
         self.passes += 1
 
     def error(self, name: str, count: int) -> Tensor:
@@ -134,11 +141,19 @@ class Squares:
         variance = self.squares[name] - self.sums[name].square() / self.passes
         return variance.clamp(min=0).sqrt() / 2 / count
 
-    def costs(self, count: int, distortion: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``[K]``, half the mean over ``count`` inputs, drawn towards ``distortion`` where it is known."""
-        found = {name: total / 2 / count for name, total in self.sums.items()}
-        for name, each in distortion.items():
-            found[name] = shrink(found[name], self.error(name, count), each)
+    def costs(self, count: int, curvature: Curvature) -> dict[str, Tensor]:
+        """``[K]``, half the mean over ``count`` inputs, drawn towards what the mean curvature says.
+
+        Weights among weights and activations among activations, since errors of the two differ in kind.
+        """
+        seen = {name: total / 2 / count for name, total in self.sums.items()}
+        errors = {name: self.error(name, count) for name in seen}
+        priors = curvature.costs({n: [norm / count for norm in each] for n, each in self.norms.items()})
+        roles = curvature.roles
+        found = dict(seen)
+        for role in sorted(set(roles.values())):
+            alike = [name for name in seen if roles.get(name) == role]
+            found |= shrink(*({name: each[name] for name in alike} for each in (seen, errors, priors)))
         return found
 
 

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from torch.func import hessian
 
-from dqss.distortion import distortion
+from dqss.attach import original_weight
+from dqss.curvature import Curvature, watching
 from dqss.losses import Distance, KLDivergence, MeanAbsoluteError, MeanSquaredError
 from dqss.measure import Evaluator
+from dqss.mixed import MixedQuantizer
 from dqss.sensitivity import Squares
 from dqss.supernet import Supernet
 from dqss.uniform import widest
@@ -71,29 +73,61 @@ def test_its_standard_error_is_that_of_a_mean_of_squares() -> None:
     rows = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)).double()
     squares = Squares({"a": 2})
     for row in rows:
-        squares.add({"a": row})
+        squares.add({"a": row}, {})
     wanted = (rows - rows[:, 2:3]).square() / 2
-    torch.testing.assert_close(squares.costs(40, {})["a"], wanted.mean(0))
+    torch.testing.assert_close(squares.costs(40, Curvature())["a"], wanted.mean(0))
     torch.testing.assert_close(squares.error("a", 40), wanted.std(0, correction=0) / 40**0.5)
 
 
-def test_alone_the_costs_of_weights_are_drawn_towards_their_squared_errors() -> None:
+def test_alone_costs_are_drawn_towards_the_mean_curvature_times_the_squared_error() -> None:
     of = evaluator(cnn(), images(16), KLDivergence())
-    start = widest(of.supernet)
-    found = of.second_order(start, "refine", group=1, alone=True)
-    weights = {
-        layer.weight.decision.name for layer in of.supernet.layers.values() if layer.weight is not None
+    found = of.second_order(widest(of.supernet), "refine", group=1, alone=True)
+    noise = {name: found.noise[name][at] for name, at in widest(of.supernet).items()}
+    assert any(not torch.equal(cost, noise[name]) for name, cost in found.alone[0].items())
+
+
+@pytest.mark.parametrize(("group", "close"), [(1, 1e-4), (4, 0.3)])
+def test_the_mean_curvature_is_the_trace_of_the_gauss_newton_matrix(group: int, close: float) -> None:
+    """Of a linear layer with squared error over three outputs it is known: ``2 x'x`` and ``2/3 tr(W'W)``."""
+    torch.manual_seed(0)
+    inputs = images(64, 6)
+    of = evaluator(nn.Sequential(nn.Linear(6, 3)), inputs, MeanSquaredError())
+    at = {name: 0 for name in of.supernet.decisions}
+    norms: dict[str, float] = {}
+    with of.supernet.pinned(at), watching(of.supernet, at) as curvature:
+        for batch in inputs.split(group):
+            signs = 2.0 * torch.randint(2, (group, 3)) - 1
+            of.supernet(batch).backward((2 / 3) ** 0.5 * signs)
+            for name, (norm,) in curvature.take().items():
+                norms[name] = norms.get(name, 0.0) + norm / len(inputs)
+        costs = curvature.costs({name: [norm] for name, norm in norms.items()})
+    (layer,) = of.supernet.layers.values()
+    assert layer.weight is not None and layer.activation is not None
+    x, weight = layer.activation[0](inputs), layer.weight[0](original_weight(layer.module))
+    watched = inputs[: 32 * group]
+    wanted = {
+        layer.weight: 2
+        * x.square().sum(1).mean()
+        / 18
+        * squares(layer.weight, original_weight(layer.module)),
+        layer.activation: 2
+        / 3
+        * weight.square().sum()
+        / 6
+        * squares(layer.activation, watched)
+        / len(watched),
     }
-    for name, cost in found.alone[0].items():
-        assert torch.equal(cost, found.noise[name][start[name]]) == (name not in weights)
-    far = distortion(of.supernet, start)
-    assert set(far) == weights
-    for layer in of.supernet.layers.values():
-        assert layer.weight is not None
-        name = layer.weight.decision.name
-        values = [layer.weight[k](layer.module.weight) for k in range(len(layer.weight.candidates))]
-        squares = [float((each - values[start[name]]).square().sum()) for each in values]
-        assert far[name].tolist() == pytest.approx(squares, rel=1e-5)
+    for quantizer, cost in wanted.items():
+        tolerance = close if quantizer is layer.weight else 0.3
+        torch.testing.assert_close(
+            costs[quantizer.decision.name], cost.double() / 2, rtol=tolerance, atol=1e-12
+        )
+
+
+def squares(quantizer: MixedQuantizer, tensor: torch.Tensor) -> torch.Tensor:
+    """Of the differences of all options to the first, ``[K]``."""
+    found = [quantizer[k](tensor) for k in range(len(quantizer.candidates))]
+    return torch.stack([(each - found[0]).double().square().sum() for each in found]).detach()
 
 
 def test_the_softer_distance_is_one_too_and_costs_another_way_back() -> None:
