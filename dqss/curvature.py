@@ -1,9 +1,8 @@
 """HAWQ-V2's estimate of what each option costs: the mean curvature of its tensor, times its squared error.
 
-Both come on the way, from hooks on the quantizers: squared errors of inputs as they pass, and of each
-backward pass along a random vector z with ``E[zz'] = H`` (:mod:`dqss.sensitivity`) the squared norm of the
-gradient, whose mean is the trace of ``J'HJ``, J being the derivative of the output by the tensor (arXiv
-1911.03852).
+Both come on the way, from hooks on the quantizers: squared errors of what passes, and of each backward pass
+along a random vector z with ``E[zz'] = H`` (:mod:`dqss.sensitivity`) the squared norm of the gradient, whose
+mean is the trace of ``J'HJ``, J being the derivative of the output by the tensor (arXiv 1911.03852).
 """
 
 from __future__ import annotations
@@ -16,10 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from dqss.mixed import MixedQuantizer, MixedWeight
-from dqss.supernet import Assignment, Supernet
+from dqss.supernet import Supernet
 
 WATCHED = 32
 """Inputs whose squared errors are taken: their mean is known far better than the curvature's."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one backward pass said of a decision.
+
+    Attributes:
+        norms: squared norm of the gradient of each of its tensors.
+        exact: ``J'z`` of the tensors as they would be in float: what ``s_k`` is of option k.
+    """
+
+    norms: tuple[float, ...]
+    exact: float
 
 
 @dataclass
@@ -28,10 +40,10 @@ class _Tensor:
 
     Attributes:
         role: what it quantizes.
-        squares: ``[K]`` fp64, summed squared differences of the options to the one assigned.
-        calls: whose differences are in that sum; a weight's are those of one read.
+        squares: ``[K]`` fp64, summed squared errors of the options.
+        calls: whose errors are in that sum.
         size: values a call.
-        norm: squared norm of the gradient, of the last backward pass.
+        norm, exact: of the last backward pass, see :class:`Pass`.
     """
 
     role: str
@@ -39,6 +51,7 @@ class _Tensor:
     calls: int = 0
     size: int = 0
     norm: float = 0.0
+    exact: float = 0.0
 
 
 @dataclass
@@ -51,19 +64,20 @@ class Curvature:
 
     tensors: dict[str, list[_Tensor]] = field(default_factory=dict)
 
-    def take(self) -> dict[str, list[float]]:
-        """Squared norms of the gradients of the last backward pass, by decision and tensor; gone then."""
-        found = {name: [tensor.norm for tensor in each] for name, each in self.tensors.items()}
-        for each in self.tensors.values():
+    def take(self) -> dict[str, Pass]:
+        """What the last backward pass said, by decision; gone then."""
+        found = {}
+        for name, each in self.tensors.items():
+            found[name] = Pass(tuple(tensor.norm for tensor in each), sum(tensor.exact for tensor in each))
             for tensor in each:
-                tensor.norm = 0.0
+                tensor.norm = tensor.exact = 0.0
         return found
 
     def costs(self, norms: dict[str, list[float]]) -> dict[str, Tensor]:
         """``[K]`` fp64 by decision: half the mean curvature times the squared error, a sum over its tensors.
 
         Args:
-            norms: mean squared norms, as :meth:`take` has them.
+            norms: mean squared norms, as in :class:`Pass`.
         """
         found = {}
         for name, each in self.tensors.items():
@@ -81,22 +95,18 @@ class Curvature:
 
 
 @contextmanager
-def watching(supernet: Supernet, assignment: Assignment) -> Iterator[Curvature]:
+def watching(supernet: Supernet) -> Iterator[Curvature]:
     """Watch the quantizers of a supernet whose passes inside have one input each, or few.
 
     Args:
-        supernet: calibrated, and pinned to ``assignment`` (:meth:`Supernet.pinned`).
-        assignment: an option for every decision; errors are differences to these.
+        supernet: calibrated, and pinned (:meth:`Supernet.pinned`).
     """
     curvature = Curvature()
     handles = []
     for quantizer in supernet.quantizers():
-        at = assignment[quantizer.decision.name]
         tensor = _Tensor(quantizer.role.value, torch.zeros(len(quantizer.candidates), dtype=torch.float64))
-        if isinstance(quantizer, MixedWeight):
-            _compare_weights(tensor, quantizer, at)
         curvature.tensors.setdefault(quantizer.decision.name, []).append(tensor)
-        handles.append(quantizer.register_forward_hook(_Hook(tensor, at)))
+        handles.append(quantizer.register_forward_hook(_Hook(tensor)))
     try:
         yield curvature
     finally:
@@ -104,35 +114,37 @@ def watching(supernet: Supernet, assignment: Assignment) -> Iterator[Curvature]:
             handle.remove()
 
 
-@torch.no_grad()
-def _compare_weights(tensor: _Tensor, quantizer: MixedWeight, at: int) -> None:
-    own = quantizer.stack.choose(at)
-    options = range(len(quantizer.candidates))
-    squares = [(quantizer.stack.choose(k) - own).double().square().sum() for k in options]
-    tensor.squares, tensor.calls, tensor.size = torch.stack(squares).cpu(), 1, own.numel()
-
-
 @dataclass
 class _Hook:
     """Of one quantizer, after each pass."""
 
     tensor: _Tensor
-    at: int
 
     def __call__(self, quantizer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         assert isinstance(quantizer, MixedQuantizer)
-        if not isinstance(quantizer, MixedWeight) and self.tensor.calls < WATCHED:
-            self._compare(quantizer, args[0])
+        x = args[0].detach()
+        if self.tensor.calls < (1 if isinstance(quantizer, MixedWeight) else WATCHED):
+            self._compare(quantizer, x)
         if output.requires_grad:
-            output.register_hook(self._weigh)  # type: ignore[no-untyped-call]
+            output.register_hook(lambda gradient: self._weigh(gradient, x))  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def _compare(self, quantizer: MixedQuantizer, x: Tensor) -> None:
-        own = quantizer[self.at](x)
-        options = range(len(quantizer.candidates))
-        squares = torch.stack([(quantizer[k](x) - own).double().square().sum() for k in options])
-        self.tensor.squares += squares.cpu()
+        squares = [
+            (_quantized(quantizer, k, x) - x).double().square().sum() for k in range(len(self.tensor.squares))
+        ]
+        self.tensor.squares += torch.stack(squares).cpu()
         self.tensor.calls, self.tensor.size = self.tensor.calls + 1, x.numel()
 
-    def _weigh(self, gradient: Tensor) -> None:
-        self.tensor.norm += float(gradient.detach().double().square().sum())
+    @torch.no_grad()
+    def _weigh(self, gradient: Tensor, x: Tensor) -> None:
+        own = gradient.double()
+        self.tensor.norm += float(own.square().sum())
+        self.tensor.exact += float((own * x).sum())
+
+
+def _quantized(quantizer: MixedQuantizer, option: int, x: Tensor) -> Tensor:
+    if isinstance(quantizer, MixedWeight):
+        return quantizer.stack.choose(option)
+    found: Tensor = quantizer[option](x)
+    return found

@@ -184,7 +184,7 @@ class Evaluator:
         indices = self.parts[part][:count]
         groups = batches(indices, min(group, self.batch_size))
         softer = self.distance.softer() if alone else None
-        watched = watching(self.supernet, assignment) if alone else nullcontext()
+        watched = watching(self.supernet) if alone else nullcontext()
         with self.supernet.pinned(assignment), watched as curvature:
             found = second_order(
                 self._run,

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from dqss.calibration import random_signs
-from dqss.curvature import Curvature
+from dqss.curvature import Curvature, Pass
 from dqss.decision import Decision
 from dqss.losses import Distance
 from dqss.shrinkage import shrink
@@ -45,7 +45,8 @@ class Estimates:
         effects: ``[K]``, of each option in place of the one around which they were made; zero for that.
         noise: ``[K, K]``, the part ``d'Fd / 2`` of a switch from option j to option k, on its own.
         alone: where they were asked for, ``[K]``, the effects without slopes, for switching nearly all
-            decisions at once: by the distance and by a softer one, if there is one, in units of that.
+            decisions at once, in place of the float tensors: by the distance and by a softer one, if there is
+            one, in units of that.
     """
 
     effects: dict[str, Tensor]
@@ -83,7 +84,7 @@ def second_order(
     """
     slopes = {name: torch.zeros(len(d.options), dtype=torch.float64) for name, d in decisions.items()}
     bends = {name: torch.zeros(len(s), len(s), dtype=torch.float64) for name, s in slopes.items()}
-    bent = [(each, Squares(assignment)) for each in (distance, softer) if each is not None]
+    bent = [(each, Squares()) for each in (distance, softer) if each is not None]
     last = bent[-1][0]
     generator, count = torch.Generator().manual_seed(0), 0
     _take(decisions)  # what the last step of a search left there
@@ -112,27 +113,26 @@ def second_order(
 
 
 class Squares:
-    """Sums over passes, by decision: ``(s_k - s_a)^2``, its square, and squared norms of gradients.
+    """Sums over passes, by decision: ``(s_k - s)^2``, its square, and squared norms of gradients.
 
-    Args:
-        assignment: the options a.
+    Here s is that of the tensor in float. What all tensors add of their own is to be as little as can be, and
+    next to the option in place that one itself would add nothing.
     """
 
-    def __init__(self, assignment: Mapping[str, int]) -> None:
-        self.assignment, self.passes = assignment, 0
+    def __init__(self) -> None:
+        self.passes = 0
         self.sums: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
         self.norms: dict[str, list[float]] = {}
 
-    def add(self, bend: Mapping[str, Tensor], norms: Mapping[str, Sequence[float]]) -> None:
-        """One pass: ``s``, ``[K]`` by decision, and what :meth:`Curvature.take` gave."""
-        for name, at in self.assignment.items():
-            square = (bend[name] - bend[name][at]).square()
+    def add(self, bend: Mapping[str, Tensor], seen: Mapping[str, Pass]) -> None:
+        """One pass: ``s_k``, ``[K]`` by decision, and what :meth:`Curvature.take` gave."""
+        for name, one in seen.items():
+            square = (bend[name] - one.exact).square()
             self.sums[name] = self.sums.get(name, 0) + square
             self.squares[name] = self.squares.get(name, 0) + square.square()
-        for name, each in norms.items():
-            before = self.norms.get(name, [0.0] * len(each))
-            self.norms[name] = [a + b for a, b in zip(before, each, strict=True)]
+            before = self.norms.get(name, [0.0] * len(one.norms))
+            self.norms[name] = [a + b for a, b in zip(before, one.norms, strict=True)]
         self.passes += 1
 
     def error(self, name: str, count: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import hessian
 
 from dqss.attach import original_weight
-from dqss.curvature import Curvature, watching
+from dqss.curvature import Pass, watching
 from dqss.losses import Distance, KLDivergence, MeanAbsoluteError, MeanSquaredError
 from dqss.measure import Evaluator
 from dqss.mixed import MixedQuantizer
@@ -71,19 +71,33 @@ def test_without_slopes_it_is_the_squared_distance_between_the_two_networks() ->
 
 def test_its_standard_error_is_that_of_a_mean_of_squares() -> None:
     rows = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)).double()
-    squares = Squares({"a": 2})
+    squares = Squares()
     for row in rows:
-        squares.add({"a": row}, {})
-    wanted = (rows - rows[:, 2:3]).square() / 2
-    torch.testing.assert_close(squares.costs(40, Curvature())["a"], wanted.mean(0))
+        squares.add({"a": row[:4]}, {"a": Pass((1.0,), float(row[4]))})
+    wanted = (rows[:, :4] - rows[:, 4:]).square() / 2
+    torch.testing.assert_close(squares.sums["a"] / 80, wanted.mean(0))
     torch.testing.assert_close(squares.error("a", 40), wanted.std(0, correction=0) / 40**0.5)
 
 
-def test_alone_costs_are_drawn_towards_the_mean_curvature_times_the_squared_error() -> None:
-    of = evaluator(cnn(), images(16), KLDivergence())
-    found = of.second_order(widest(of.supernet), "refine", group=1, alone=True)
-    noise = {name: found.noise[name][at] for name, at in widest(of.supernet).items()}
-    assert any(not torch.equal(cost, noise[name]) for name, cost in found.alone[0].items())
+def test_alone_an_option_costs_what_it_is_off_the_float_tensor_also_the_one_in_place() -> None:
+    """Of a linear network with one output: half the second derivative, 2, times the mean squared error."""
+    torch.manual_seed(0)
+    inputs = images(200, 6)
+    of = evaluator(nn.Sequential(nn.Linear(6, 1)), inputs, MeanSquaredError())
+    start = widest(of.supernet)
+    (layer,) = of.supernet.layers.values()
+    assert layer.weight is not None and layer.activation is not None
+    original = original_weight(layer.module)
+    x, weight = (
+        layer.activation[start[layer.activation.decision.name]](inputs),
+        layer.weight[start[layer.weight.decision.name]](original),
+    )
+    (found,) = of.second_order(start, "refine", group=1, alone=True).alone
+    for k in range(len(layer.weight.candidates)):
+        off = (x @ (layer.weight[k](original) - original).T).square().mean()
+        assert float(found[layer.weight.decision.name][k]) == pytest.approx(float(off), rel=0.1)
+        off = ((layer.activation[k](inputs) - inputs) @ weight.T).square().mean()
+        assert float(found[layer.activation.decision.name][k]) == pytest.approx(float(off), rel=0.25)
 
 
 @pytest.mark.parametrize(("group", "close"), [(1, 1e-4), (4, 0.3)])
@@ -94,12 +108,12 @@ def test_the_mean_curvature_is_the_trace_of_the_gauss_newton_matrix(group: int, 
     of = evaluator(nn.Sequential(nn.Linear(6, 3)), inputs, MeanSquaredError())
     at = {name: 0 for name in of.supernet.decisions}
     norms: dict[str, float] = {}
-    with of.supernet.pinned(at), watching(of.supernet, at) as curvature:
+    with of.supernet.pinned(at), watching(of.supernet) as curvature:
         for batch in inputs.split(group):
             signs = 2.0 * torch.randint(2, (group, 3)) - 1
             of.supernet(batch).backward((2 / 3) ** 0.5 * signs)
-            for name, (norm,) in curvature.take().items():
-                norms[name] = norms.get(name, 0.0) + norm / len(inputs)
+            for name, seen in curvature.take().items():
+                norms[name] = norms.get(name, 0.0) + sum(seen.norms) / len(inputs)
         costs = curvature.costs({name: [norm] for name, norm in norms.items()})
     (layer,) = of.supernet.layers.values()
     assert layer.weight is not None and layer.activation is not None
@@ -125,9 +139,9 @@ def test_the_mean_curvature_is_the_trace_of_the_gauss_newton_matrix(group: int, 
 
 
 def squares(quantizer: MixedQuantizer, tensor: torch.Tensor) -> torch.Tensor:
-    """Of the differences of all options to the first, ``[K]``."""
+    """Of the errors of all options, ``[K]``."""
     found = [quantizer[k](tensor) for k in range(len(quantizer.candidates))]
-    return torch.stack([(each - found[0]).double().square().sum() for each in found]).detach()
+    return torch.stack([(each - tensor).double().square().sum() for each in found]).detach()
 
 
 def test_the_softer_distance_is_one_too_and_costs_another_way_back() -> None:
