@@ -102,14 +102,12 @@ class Steering:
     def begin(self) -> list[dict[str, int]]:
         """The best assignments that keep all limits as far as the estimates know, where there are any.
 
-        The less of them is chance in the inputs at hand the earlier they come: first both estimates without
-        slopes together, then the one by a softer distance, last those with slopes (``experiments/budgets``).
+        The less of them is chance in the inputs at hand the earlier they come: first that without slopes by a
+        softer distance, of which a few inputs hold less, last the one with slopes (``experiments/budgets``).
         """
         if self.estimates is None:
             return []
-        alone = self.estimates.alone
-        together = [_together(alone)] if len(alone) > 1 else []
-        found = [*together, *alone[::-1], self.estimates.effects]
+        found = [*self.estimates.alone[::-1], self.estimates.effects]
         return [self.limits.solve(each) for each in found]
 
     def record(self, assignment: Mapping[str, int]) -> dict[str, Any]:
@@ -149,17 +147,6 @@ class Steering:
         logits = torch.split(torch.cat(own).double().cpu(), sizes)
         names = (decision.name for decision in self.decisions)
         return {name: torch.softmax(each, 0) for name, each in zip(names, logits, strict=True)}
-
-
-def _together(estimates: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The sum of several estimates of the same effects, each in units of its own mean size."""
-    sizes = [float(torch.cat([row.abs() for row in each.values()]).mean()) for each in estimates]
-    return {
-        name: torch.stack(
-            [each[name] / (size or 1.0) for each, size in zip(estimates, sizes, strict=True)]
-        ).sum(0)
-        for name in estimates[0]
-    }
 
 
 def _by_outcome(decision: Decision, prices: dict[str, Tensor]) -> Tensor:

@@ -123,26 +123,10 @@ def test_estimates_are_begun_from_and_choose_before_anything_is_measured() -> No
     assert limits.excess(p)[0].item() == pytest.approx(0, abs=0.02)
     entropy = sum(float(torch.special.entr(row.detach()).sum()) for row in p.values()) / len(p)
     assert entropy == pytest.approx(0.3 * torch.tensor(5.0).log().item(), rel=0.02)
-    # Zeros add nothing to the other estimate: both together are it alone.
-    wanted = [limits.solve(each) for each in (alone[0], alone[1], alone[0], known)]
+    wanted = [limits.solve(each) for each in (alone[1], alone[0], known)]
     assert steering.begin() == wanted
     assert all(limits.hold(begun) for begun in steering.begin())
     assert Steering(decisions, limits).begin() == []
-
-
-def test_each_estimate_counts_as_much_whatever_its_unit() -> None:
-    decisions, limits, effects = problem()
-    one = {d.name: v for d, v in zip(decisions, effects, strict=True)}
-    other = dict(zip(one, [*one.values()][::-1], strict=True))  # other tensors are the dear ones
-    none = {name: torch.zeros(5, 5).double() for name in one}
-
-    def first(*alone: dict[str, torch.Tensor]) -> dict[str, int]:
-        return Steering(decisions, limits, Estimates(one, none, alone)).begin()[0]
-
-    both = limits.solve({name: one[name] + other[name] for name in one})
-    assert both != limits.solve(one) and both != limits.solve(other)
-    assert first(one, other) == first({n: 1e6 * v for n, v in one.items()}, other) == both
-    assert first(one) == limits.solve(one)  # there is nothing to put it together with
 
 
 def test_the_state_comes_back() -> None:
