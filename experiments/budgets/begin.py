@@ -2,9 +2,10 @@
 
     python -m experiments.budgets.begin resnet56 --data FOLDER --target w6a8 --seed 0
 
-KL on the images that are searched on and on the 1,000 that choose defaults, of the strategies that the
-integer program finds by estimates with and without slopes, drawn towards squared errors or as they come; and
-after measured steps that must gain so many standard errors (``--confidence``). See README.md here.
+KL on the images that are searched on and on the 1,000 that choose defaults, or with ``--all`` on those that
+report and all that the seed did not draw, of the strategies that the integer program finds by estimates with
+and without slopes, drawn towards the mean curvature or as they come; and after measured steps that must gain so
+many standard errors (``--confidence``). See README.md here.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 import dqss.descent
 from dqss.lit.settings import PTQSettings
 from dqss.supernet import Assignment
 from dqss.uniform import widest
 from experiments.budgets import baselines
+from experiments.budgets.elsewhere import unseen
 from experiments.budgets.run import CHECKPOINTS, TARGETS, of_cifar
 from experiments.harness import quiet
 
@@ -34,6 +38,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--target", default="w4a8", choices=TARGETS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--all", action="store_true", help="measure on all images that chose nothing")
     parser.add_argument("--confidence", type=float, nargs="*", default=[])
     arguments = parser.parse_args()
     quiet(arguments.threads)
@@ -43,10 +48,12 @@ def main() -> None:
     evaluator.parts = {**evaluator.parts, "refine": evaluator.parts["search"]}
     dev = study.dev
     assert dev is not None
+    others = [study.held_out, unseen(study, arguments.data, arguments.seed)] if arguments.all else [dev]
 
     def tell(name: str, assignment: Assignment) -> None:
         each = sorted(evaluator.measure_each(assignment, "refine"), reverse=True)
-        elsewhere = dev.measure(evaluator.supernet, assignment).kl
+        parts = [other.measure(evaluator.supernet, assignment).each for other in others]
+        elsewhere = float(torch.cat(parts).mean())
         mean, median, few = sum(each) / len(each), each[len(each) // 2], sum(each[:FEW]) / sum(each)
         found = f"{mean:.5f} (median {median:.5f}, the worst {FEW} images {few:.0%})"
         print(f"{name}: searched on {found}, elsewhere {elsewhere:.5f}", flush=True)
