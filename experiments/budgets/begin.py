@@ -4,8 +4,8 @@
 
 KL on the images that are searched on and on the 1,000 that choose defaults, or with ``--all`` on those that
 report and all that the seed did not draw, of the strategies that the integer program finds by estimates with
-and without slopes, drawn towards the mean curvature or as they come; and after measured steps that must gain so
-many standard errors (``--confidence``). See README.md here.
+and without slopes, drawn towards the mean curvature or as they come; and after steps that must gain so many
+standard errors (``--confidence``). See README.md here.
 """
 
 from __future__ import annotations
