@@ -21,24 +21,23 @@ from dqss.bundle import Bundle
 from dqss.lit.build import build
 from dqss.lit.settings import PTQSettings
 from dqss.progress import Reporter
-from dqss.repair import RepairSettings, repair_strategy
+from dqss.repair import repair_strategy
 from dqss.samples import Samples, split
 from dqss.search_spaces import uniform
 from dqss.strategy import ModelInfo, utc_now
 from dqss.uniform import uniform_assignments
 from experiments.harness import Table, quiet, study_parser
-from experiments.sr_rlfn.run import EDGES, Study
+from experiments.sr_rlfn.run import EDGES, SHORT, Study
 
 HERE = Path(__file__).parent
 COLUMNS = ("weight_bits", "bits", "seed", "pair", "prepared", "repair", "set5", "set14", "mse", "seconds")
-LAYERS = RepairSettings(blocks=(), drop=0.0, float_inputs=0.0, iterations=200, batch_size=4)
 INFO = ModelInfo(source="dqss", name="rlfn_x4", weights_sha256="", tensors={}, prepare=[])
 REPAIRS = {
-    "none": replace(LAYERS, iterations=0),
-    "biases": replace(LAYERS, iterations=0, bias_correction=True),
-    "layers": LAYERS,
-    "layers+biases": replace(LAYERS, bias_correction=True),
-    "layers+steps": replace(LAYERS, learn_steps=True),
+    "none": replace(SHORT, iterations=0),
+    "biases": replace(SHORT, iterations=0, bias_correction=True),
+    "layers": SHORT,
+    "layers+biases": replace(SHORT, bias_correction=True),
+    "layers+steps": replace(SHORT, learn_steps=True),
 }
 PREPARED: dict[str, dict[str, bool]] = {"plain": {}, "smoothed": {"smooth": True}}
 """Settings of the search that make another float network of the same function."""
