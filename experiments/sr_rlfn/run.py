@@ -105,9 +105,9 @@ class Study:
         with supernet.assign(assignment):
             return self.psnr(supernet, "Set5"), self.psnr(supernet, "Set14")
 
-    def patches(self, seed: int) -> Samples:
-        """Another choice for each seed."""
-        data = Pictures(self.data / "BSDS_train", None, PATCHES, PATCH, seed)
+    def patches(self, seed: int, patch: int = PATCH) -> Samples:
+        """Another choice for each seed; ``patch`` pixels a side."""
+        data = Pictures(self.data / "BSDS_train", None, PATCHES, patch, seed)
         data.configure(self.input)
         return data.calibration()
 

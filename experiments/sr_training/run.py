@@ -54,8 +54,8 @@ TRAININGS = (
     Training("rlfn_s"),
     Training("rlfn_s", stages=2),
     Training("rlfn_s", contrastive=0.1),
-    Training("rlfn_s", stages=2, contrastive=0.1),
     Training("ditn_tiny"),
+    Training("rlfn_s", stages=2, contrastive=0.1),
 )
 
 
