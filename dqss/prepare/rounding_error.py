@@ -21,9 +21,8 @@ from torch import Tensor
 
 from dqss.prepare.modules import Layer, groups_of
 
-SHARPNESS = (24.0, 6.0)
-"""Powers of the mean that stands for a largest value, so that all large ones have a gradient: the first is
-nearly the largest. With few bits a grid clips largest values and does not follow them: hence the second."""
+SHARPEST = 24.0
+"""Power that stands for a largest value: nearly it, yet with a gradient for all that are large."""
 ITERATIONS = 60
 _LEAST = 1e-30
 
@@ -69,36 +68,32 @@ class RoundedLayer:
         """``[C]``: channels that are something and are read."""
         return (self.ranges.power > 0) & (self.weight.abs().amax((1, 3)).flatten() > 0)
 
-    def error(self, factors: Tensor, sharpness: float = SHARPNESS[0]) -> Tensor:
+    def error(self, factors: Tensor) -> Tensor:
         """Expected squared error of the output, summed over its channels; a scalar.
 
         Args:
             factors: ``[C]``, double: channels are divided by them, their weights multiplied.
-            sharpness: of largest values, see :data:`SHARPNESS`.
         """
         groups, _, inputs, size = self.weight.shape
         scaled = self.weight * factors.reshape(groups, 1, inputs, 1)
         total = factors.new_zeros(())
         if self.bits is not None:
             sides = self.ranges.highest / factors, -self.ranges.lowest / factors
-            width = sum(_largest(side, 0, sharpness) for side in sides)
+            width = sum(_largest(side, 0, self.bits) for side in sides)
             total = total + (width / (2**self.bits - 1)).square() / 12 * scaled.square().sum()
         if self.weight_bits is not None:
-            steps = _largest(scaled.abs().flatten(2), 2, sharpness) / (2 ** (self.weight_bits - 1) - 1)
+            steps = _largest(scaled.abs().flatten(2), 2, self.weight_bits) / (2 ** (self.weight_bits - 1) - 1)
             power = (self.ranges.power / factors.square()).reshape(groups, inputs).sum(1)
             total = total + (steps.square().sum(1) / 12 * power * size).sum()
         return total
 
 
-def best_factors(
-    layers: Sequence[RoundedLayer], gains: Sequence[float], sharpness: float = SHARPNESS[0]
-) -> Tensor:
+def best_factors(layers: Sequence[RoundedLayer], gains: Sequence[float]) -> Tensor:
     """Factors with the least sum of the layers' expected errors, each times its gain.
 
     Args:
         layers: all that read the channels.
         gains: what a squared error of each one's output is worth.
-        sharpness: of largest values, see :data:`SHARPNESS`.
 
     Returns:
         ``[C]``, double, of geometric mean 1; 1 for channels that nothing makes or nothing reads.
@@ -110,7 +105,7 @@ def best_factors(
     def loss() -> Tensor:
         optimizer.zero_grad()
         factors = torch.where(used, logs, 0.0).exp()
-        parts = [gain * layer.error(factors, sharpness) for layer, gain in zip(layers, gains, strict=True)]
+        parts = [gain * layer.error(factors) for layer, gain in zip(layers, gains, strict=True)]
         total = torch.stack(parts).sum().clamp(min=_LEAST).log()
         total.backward()  # type: ignore[no-untyped-call]
         return total
@@ -122,6 +117,11 @@ def best_factors(
     return torch.where(used, found - found[used].mean(), 0.0).exp() if used.any() else found.exp()
 
 
-def _largest(values: Tensor, axis: int, sharpness: float) -> Tensor:
-    """Of non-negative values: a mean of a high power, times its count, so that it is never too small."""
-    return torch.logsumexp(sharpness * values.clamp(min=_LEAST).log(), axis).div(sharpness).exp()
+def _largest(values: Tensor, axis: int, bits: int) -> Tensor:
+    """What a grid of so many bits reaches to, of non-negative values: never less than the largest.
+
+    It is a sum of powers, so that many large values count for more than one. With few bits a grid clips the
+    largest values and does not follow them: the power is 6 for four bits, and doubles with every two more.
+    """
+    power = min(SHARPEST, 6.0 * 2 ** ((bits - 4) / 2))
+    return torch.logsumexp(power * values.clamp(min=_LEAST).log(), axis).div(power).exp()

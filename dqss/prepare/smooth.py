@@ -7,8 +7,7 @@ read (:mod:`dqss.prepare.groups`).
 
 The factors of a group are those of the least expected error of rounding (:mod:`dqss.prepare.rounding_error`),
 summed over all readers. What an error of a reader is worth is measured: how much the network's output changes
-where it alone is quantized. What a group wins is measured too, with factors for grids that reach to the
-largest values and for some that clip them; one that wins nothing is left as it is.
+where it alone is quantized. What a group wins is measured too, and one that wins nothing is left as it is.
 
 Factors are powers of the fourth root of two, so that a recipe holds them as small integers.
 """
@@ -31,7 +30,7 @@ from dqss.observers.mse import MSE
 from dqss.prepare.equalize import scaled_by_input
 from dqss.prepare.groups import Group, find_groups
 from dqss.prepare.modules import Layer, Transposed, groups_of, plain_kind
-from dqss.prepare.rounding_error import SHARPNESS, RoundedLayer, best_factors
+from dqss.prepare.rounding_error import RoundedLayer, best_factors
 from dqss.prepare.work import Work
 from dqss.spec import PerChannel, QuantSpec
 
@@ -99,9 +98,9 @@ def smooth(work: Work, recorded: Collection[str]) -> list[str] | None:
     }
     plain = {group: [errors[group, name] for name in group.read] for group in groups}
     least = WORTH * sum(errors.values())
-    tried = [[*_tried(work, group, each)] for group, each in plain.items() if sum(each) > least]
-    wanted = [_best(work, each, before) for each in tried]
-    good = _apply_good(work, [found for found in wanted if any(found.exponents)], before)
+    wanted = [_best(work, group, each) for group, each in plain.items() if sum(each) > least]
+    gaining = [found for found in wanted if any(found.exponents) and _gains(work, found, before)]
+    good = _apply_good(work, gaining, before)
     return [found.word for found in good] or None
 
 
@@ -109,8 +108,8 @@ def _no_factors(group: Group, *read: str) -> Smoothing:
     return Smoothing(group.made, read or group.read, (0,) * len(group.inputs[0].power))
 
 
-def _tried(work: Work, group: Group, errors: Sequence[float]) -> Iterator[Smoothing]:
-    """No factors at all, then those of the least expected errors.
+def _best(work: Work, group: Group, errors: Sequence[float]) -> Smoothing:
+    """The factors of the least expected error.
 
     Args:
         work: the network at hand.
@@ -121,19 +120,17 @@ def _tried(work: Work, group: Group, errors: Sequence[float]) -> Iterator[Smooth
         RoundedLayer(_layer(work, name), ranges, *work.bits(name))
         for name, ranges in zip(group.read, group.inputs, strict=True)
     ]
-    yield _no_factors(group)
     ones = torch.ones(len(group.inputs[0].power), dtype=torch.float64)
-    for sharpness in SHARPNESS:
-        expected = [float(layer.error(ones, sharpness)) for layer in layers]
-        gains = [error / own if own > 0 else 0.0 for error, own in zip(errors, expected, strict=True)]
-        quarters = best_factors(layers, gains, sharpness).log2() * STEPS_AN_OCTAVE
-        exponents = quarters.round().clamp(-FARTHEST, FARTHEST)
-        yield Smoothing(group.made, group.read, tuple(int(each) for each in exponents))
+    expected = [float(layer.error(ones)) for layer in layers]
+    gains = [error / own if own > 0 else 0.0 for error, own in zip(errors, expected, strict=True)]
+    quarters = (best_factors(layers, gains).log2() * STEPS_AN_OCTAVE).round().clamp(-FARTHEST, FARTHEST)
+    return Smoothing(group.made, group.read, tuple(int(quarter) for quarter in quarters))
 
 
-def _best(work: Work, tried: Sequence[Smoothing], before: Sequence[Tensor]) -> Smoothing:
-    """With which the output changes least where all readers are quantized."""
-    return min(tried, key=lambda each: _error(work, each, before))
+def _gains(work: Work, found: Smoothing, before: Sequence[Tensor]) -> bool:
+    """Whether the output changes less with the factors than without, where all readers are quantized."""
+    without = replace(found, exponents=(0,) * len(found.exponents))
+    return _error(work, found, before) < _error(work, without, before)
 
 
 def _error(work: Work, smoothing: Smoothing, before: Sequence[Tensor]) -> float:

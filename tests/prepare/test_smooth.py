@@ -19,7 +19,7 @@ from tests.support.nets import images, output
 @pytest.fixture
 def every_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """All groups are smoothed, whether they gain or not."""
-    monkeypatch.setattr(smooth, "_best", lambda work, tried, before: tried[1])
+    monkeypatch.setattr(smooth, "_gains", lambda work, found, before: True)
     monkeypatch.setattr(smooth, "WORTH", -1.0)
 
 
@@ -120,12 +120,12 @@ def test_a_group_that_gains_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> 
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
     inputs = images(8, 3, 16, 16)
 
-    def worst(work: Work, group: Group, errors: object) -> list[Smoothing]:
-        return [Smoothing(group.made, group.read, each) for each in ((0,) * 8, (-12, 12) * 4)]
+    def worst(work: Work, group: Group, errors: object) -> Smoothing:
+        return Smoothing(group.made, group.read, (-12, 12) * 4)
 
-    monkeypatch.setattr(smooth, "_tried", worst)
+    monkeypatch.setattr(smooth, "_best", worst)
     assert smoothed(model, inputs)[1] == []
-    monkeypatch.setattr(smooth, "_best", lambda work, tried, before: tried[1])
+    monkeypatch.setattr(smooth, "_gains", lambda work, found, before: True)
     assert smoothed(model, inputs)[1] == ["0>2"]
 
 
