@@ -33,10 +33,12 @@ def test_pairs_of_one_algorithm() -> None:
 
 
 def test_uniform_rows_train_as_many_steps_as_searched_ones() -> None:
-    for epochs in (1.0, 16.7):
-        whole, parts = qat.settings_of(0.0, epochs), qat.settings_of(qat.SHARE, epochs)
-        assert whole.epochs == epochs and whole.tune_epochs == 0
-        assert parts.epochs + parts.tune_epochs == pytest.approx(epochs)
+    whole = qat.settings_of("uniform_lsq", 16.7)
+    assert whole.epochs == 16.7 and whole.tune_epochs == 0
+    for name in qat.SHARES:
+        parts = qat.settings_of(name, 16.7)
+        assert 0 < parts.epochs < parts.tune_epochs
+        assert parts.epochs + parts.tune_epochs == pytest.approx(16.7)
         assert (whole.learning_rate, whole.batch_size) == (parts.learning_rate, parts.batch_size)
 
 

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dqss.calls import tensors_in
 from dqss.prepare.chains import HOMOGENEOUS
 from dqss.prepare.modules import KINDS, Transposed, has_own_forward, plain_kind
+from dqss.prepare.rounding_error import Ranges
 from dqss.prepare.watch import Recorder, is_private, shared_storage, watched
 from dqss.prepare.work import Work
 
@@ -45,12 +46,12 @@ class Group:
 
     Attributes:
         made, read: their names.
-        ranges: ``[C]``, the largest absolute value of each channel in any reader's input.
+        inputs: ranges of the channels in each reader's input.
     """
 
     made: tuple[str, ...]
     read: tuple[str, ...]
-    ranges: Tensor
+    inputs: tuple[Ranges, ...]
 
 
 @dataclass
@@ -59,7 +60,7 @@ class _Channels:
 
     made: list[str] = field(default_factory=list)
     read: list[str] = field(default_factory=list)
-    ranges: Tensor | None = None
+    inputs: list[Ranges] = field(default_factory=list)
     fixed: bool = False
     above: _Channels | None = None
 
@@ -82,11 +83,8 @@ def _join(one: _Channels, other: _Channels) -> None:
         return
     one.made += other.made
     one.read += other.read
+    one.inputs += other.inputs
     one.fixed = one.fixed or other.fixed
-    if one.ranges is not None and other.ranges is not None:
-        one.ranges = torch.maximum(one.ranges, other.ranges)
-    elif other.ranges is not None:
-        one.ranges = other.ranges
     other.above = one
 
 
@@ -167,10 +165,9 @@ class _Recorder(Recorder):
         return enter
 
     def _read(self, name: str, value: _Value) -> None:
-        others = [axis for axis in range(value.tensor.ndim) if axis != value.axis]
-        root, sizes = value.channels.root(), value.tensor.detach().abs().amax(others).double().cpu()
+        root = value.channels.root()
         root.read.append(name)
-        root.ranges = sizes if root.ranges is None else torch.maximum(root.ranges, sizes)
+        root.inputs.append(Ranges.of(value.tensor, value.axis))
 
     def _leave(self, name: str) -> Callable[..., None]:
         def leave(module: nn.Module, args: Any, output: Any) -> None:
@@ -202,9 +199,8 @@ def find_groups(work: Work) -> tuple[list[Group], list[str]]:
     once = {name for name in recorder.usable if recorder.calls[name] == 1}
     found = []
     for group in recorder.groups:
-        free = group.above is None and not group.fixed and group.ranges is not None
+        free = group.above is None and not group.fixed and group.read
         if free and once.issuperset([*group.made, *group.read]):
-            assert group.ranges is not None
-            found.append(Group(tuple(group.made), tuple(group.read), group.ranges))
+            found.append(Group(tuple(group.made), tuple(group.read), tuple(group.inputs)))
     makers = {name for group in found for name in group.made}
     return found, [name for name in recorder.layers if name not in makers]

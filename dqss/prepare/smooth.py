@@ -1,14 +1,13 @@
 """Ranges of channels moved from activations into the weights that read them: exact in float.
 
-Channel i is divided by ``s_i = a_i^strength / w_i^(1 - strength)`` of the largest activation and the largest
-weight that reads it (SmoothQuant, arXiv 2211.10438, eq. 4), by the layers that make it; the layers that read
-it multiply. One scale for all channels then wastes fewer of its codes. There it is the norm before a
-linear layer that divides; here any layers do, also where several add up and several read
-(:mod:`dqss.prepare.groups`).
+Channel i of an activation is divided by a factor by the layers that make it, and the layers that read it
+multiply (SmoothQuant, arXiv 2211.10438). One scale for all channels then wastes fewer of its codes. There
+it is the norm before a linear layer that divides; here any layers do, also where several add up and several
+read (:mod:`dqss.prepare.groups`).
 
-What one group wins another may lose: each is tried at several strengths, and not at all, with the layers that
-read it quantized and all others in float, and takes what changes the network's output least (AWQ searches
-strengths so, by each layer's own output: arXiv 2306.00978, section 3.2).
+The factors of a group are those of the least expected error of rounding (:mod:`dqss.prepare.rounding_error`),
+summed over all readers. What an error of a reader is worth is measured: how much the network's output changes
+where it alone is quantized. What a group wins is measured too, and one that wins nothing is left as it is.
 
 Factors are powers of the fourth root of two, so that a recipe holds them as small integers.
 """
@@ -28,9 +27,10 @@ from dqss.errors import StrategyError
 from dqss.functional import broadcast_channels, channel_view, fake_quantize
 from dqss.observers import Statistics
 from dqss.observers.mse import MSE
-from dqss.prepare.equalize import by_input, scaled_by_input
+from dqss.prepare.equalize import scaled_by_input
 from dqss.prepare.groups import Group, find_groups
 from dqss.prepare.modules import Layer, Transposed, groups_of, plain_kind
+from dqss.prepare.rounding_error import RoundedLayer, best_factors
 from dqss.prepare.work import Work
 from dqss.spec import PerChannel, QuantSpec
 
@@ -40,7 +40,6 @@ _ROOTS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
 """Powers of the fourth root of two, written out: no two libraries may disagree about them."""
 FARTHEST = 40
 """Largest exponent: a factor of 1024."""
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 WORTH = 0.005
 """Share of the errors of all groups below which one is left as it is."""
 SAMPLE = 1 << 14
@@ -92,44 +91,46 @@ def smooth(work: Work, recorded: Collection[str]) -> list[str] | None:
     if left:
         work.notes.append(f"not smoothed, their channels are not layers' alone: {', '.join(left)}")
     before = work.output()
-    plain = {group: _error(work, _smoothing(work, group, None), before) for group in groups}
-    least = WORTH * sum(plain.values())
-    wanted = [_best(work, group, error, before) for group, error in plain.items() if error > least]
-    good = _apply_good(work, [found for found in wanted if any(found.exponents)], before)
+    errors = {
+        (group, name): _error(work, _no_factors(group, name), before)
+        for group in groups
+        for name in group.read
+    }
+    plain = {group: [errors[group, name] for name in group.read] for group in groups}
+    least = WORTH * sum(errors.values())
+    wanted = [_best(work, group, each) for group, each in plain.items() if sum(each) > least]
+    gaining = [found for found in wanted if any(found.exponents) and _gains(work, found, before)]
+    good = _apply_good(work, gaining, before)
     return [found.word for found in good] or None
 
 
-def exponents(activations: Tensor, weights: Sequence[Tensor], strength: float) -> list[int]:
-    """Of the factors of one group, their mean 0; 0 for channels that nothing makes or nothing reads.
+def _no_factors(group: Group, *read: str) -> Smoothing:
+    return Smoothing(group.made, read or group.read, (0,) * len(group.inputs[0].power))
+
+
+def _best(work: Work, group: Group, errors: Sequence[float]) -> Smoothing:
+    """The factors of the least expected error.
 
     Args:
-        activations: ``[C]``, the largest absolute value of each channel.
-        weights: for each layer that reads them, ``[C]``: its largest weight for each channel.
-        strength: 1 makes all channels' ranges the same, 0 all columns of weights.
+        work: the network at hand.
+        group: what they are for.
+        errors: of the network's output, for each reader, where it alone is quantized and nothing is divided.
     """
-    # Each layer's weights have scales of their own: only their sizes to one another matter.
-    sizes = torch.stack([each / each.max().clamp(min=1e-30) for each in weights]).amax(0).double()
-    live = (activations > 0) & (sizes > 0)
-    if not live.any():
-        return [0] * len(live)
-    logs = strength * activations[live].double().log2() - (1 - strength) * sizes[live].log2()
-    found = torch.zeros(len(live), dtype=torch.int64)
-    found[live] = ((logs - logs.mean()) * STEPS_AN_OCTAVE).round().clamp(-FARTHEST, FARTHEST).long()
-    return [int(exponent) for exponent in found]
+    layers = [
+        RoundedLayer(_layer(work, name), ranges, *work.bits(name))
+        for name, ranges in zip(group.read, group.inputs, strict=True)
+    ]
+    ones = torch.ones(len(group.inputs[0].power), dtype=torch.float64)
+    expected = [float(layer.error(ones)) for layer in layers]
+    gains = [error / own if own > 0 else 0.0 for error, own in zip(errors, expected, strict=True)]
+    quarters = (best_factors(layers, gains).log2() * STEPS_AN_OCTAVE).round().clamp(-FARTHEST, FARTHEST)
+    return Smoothing(group.made, group.read, tuple(int(quarter) for quarter in quarters))
 
 
-def _best(work: Work, group: Group, plain: float, before: Sequence[Tensor]) -> Smoothing:
-    """The strength with the least error, or no factors at all, whose error is ``plain``."""
-    tried = [_smoothing(work, group, None), *(_smoothing(work, group, each) for each in STRENGTHS)]
-    errors = [plain, *(_error(work, found, before) for found in tried[1:])]
-    return tried[errors.index(min(errors))]
-
-
-def _smoothing(work: Work, group: Group, strength: float | None) -> Smoothing:
-    readers = [_layer(work, name) for name in group.read]
-    weights = [by_input(layer.weight.detach(), groups_of(layer)).abs().amax(1).cpu() for layer in readers]
-    found = [0] * len(group.ranges) if strength is None else exponents(group.ranges, weights, strength)
-    return Smoothing(group.made, group.read, tuple(found))
+def _gains(work: Work, found: Smoothing, before: Sequence[Tensor]) -> bool:
+    """Whether the output changes less with the factors than without, where all readers are quantized."""
+    without = replace(found, exponents=(0,) * len(found.exponents))
+    return _error(work, found, before) < _error(work, without, before)
 
 
 def _error(work: Work, smoothing: Smoothing, before: Sequence[Tensor]) -> float:

@@ -21,24 +21,24 @@ from dqss.bundle import Bundle
 from dqss.lit.build import build
 from dqss.lit.settings import PTQSettings
 from dqss.progress import Reporter
-from dqss.repair import RepairSettings, repair_strategy
+from dqss.repair import repair_strategy
 from dqss.samples import Samples, split
 from dqss.search_spaces import uniform
 from dqss.strategy import ModelInfo, utc_now
 from dqss.uniform import uniform_assignments
 from experiments.harness import Table, quiet, study_parser
-from experiments.sr_rlfn.run import EDGES, Study
+from experiments.sr_rlfn.run import EDGES, PATCH, SHORT, Study
 
 HERE = Path(__file__).parent
 COLUMNS = ("weight_bits", "bits", "seed", "pair", "prepared", "repair", "set5", "set14", "mse", "seconds")
-LAYERS = RepairSettings(blocks=(), drop=0.0, float_inputs=0.0, iterations=200, batch_size=4)
 INFO = ModelInfo(source="dqss", name="rlfn_x4", weights_sha256="", tensors={}, prepare=[])
 REPAIRS = {
-    "none": replace(LAYERS, iterations=0),
-    "biases": replace(LAYERS, iterations=0, bias_correction=True),
-    "layers": LAYERS,
-    "layers+biases": replace(LAYERS, bias_correction=True),
-    "layers+steps": replace(LAYERS, learn_steps=True),
+    "none": replace(SHORT, iterations=0),
+    "biases": replace(SHORT, iterations=0, bias_correction=True),
+    "layers": SHORT,
+    "layers+biases": replace(SHORT, bias_correction=True),
+    "layers+steps": replace(SHORT, learn_steps=True),
+    "layers+steps_2": replace(SHORT, learn_steps=True, batch_size=2),
 }
 PREPARED: dict[str, dict[str, bool]] = {"plain": {}, "smoothed": {"smooth": True}}
 """Settings of the search that make another float network of the same function."""
@@ -48,12 +48,19 @@ class Mended:
     """One pair of algorithms on the network, prepared in one way; whatever repair makes of it."""
 
     def __init__(
-        self, study: Study, weight_bits: int, bits: int, seed: int, pair: str, prepared: str
+        self,
+        study: Study,
+        weight_bits: int,
+        bits: int,
+        seed: int,
+        pair: str,
+        prepared: str,
+        patch: int = PATCH,
     ) -> None:
         self.study, self.seed = study, seed
         settings = replace(study.settings, **PREPARED[prepared])
         weight, activation = ([name] for name in pair.split("/"))
-        self.patches = study.patches(seed)
+        self.patches = study.patches(seed, patch)
         self.device = torch.device("cpu")
         made, evaluator = build(
             study.model,
@@ -104,23 +111,20 @@ def main() -> None:
     parser.add_argument("--weight-bits", type=int, help="another number for weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pair", default="mse/mse", help="algorithms of weights and inputs")
+    parser.add_argument("--patch", type=int, default=PATCH, help="pixels a side of a patch")
     parser.add_argument("--prepared", default="plain", choices=PREPARED)
     parser.add_argument("--repair", nargs="+", default=["none"], choices=REPAIRS)
     arguments = parser.parse_args()
     quiet(arguments.threads)
     table = Table(arguments.out, COLUMNS, keys=6)
-    key = (
-        arguments.weight_bits or arguments.bits,
-        arguments.bits,
-        arguments.seed,
-        arguments.pair,
-        arguments.prepared,
-    )
+    row = (arguments.weight_bits or arguments.bits, arguments.bits, arguments.seed, arguments.pair)
+    patches = "" if arguments.patch == PATCH else f"_{arguments.patch}px"
+    key = (*row, arguments.prepared + patches)
     wanted = [name for name in arguments.repair if not table.has(*key, name)]
     if not wanted:
         return
     study = Study(arguments.data, PTQSettings(batch_size=2, discrete_every=0))
-    mended = Mended(study, *key)
+    mended = Mended(study, *row, arguments.prepared, arguments.patch)
     for name in wanted:
         table.add(*key, name, *mended.row(name))
 

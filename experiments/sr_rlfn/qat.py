@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,28 @@ UNIFORM = {
 }
 """Algorithms of weights and of inputs; PAMS says nothing about weights that LSQ does not."""
 SEARCHED, PTQ = "searched", "ptq"
-ROWS = (PTQ, *UNIFORM, SEARCHED)
-SHARE = 0.4
-"""Of the steps for the search; the rest tunes what it has found."""
 RATE = 3e-4
+COMMON = QATSettings(
+    batch_size=BATCH,
+    learning_rate=RATE,
+    logit_rate=0.1,
+    schedule=SoftmaxSchedule(entropy=0.5, entropy_delay=0.3),
+    norm_batches=0,
+)
+SHARES = {SEARCHED: 0.4, "searched_sharp": 0.2}
+"""Of the steps for the search; the rest tunes what it has found."""
+SETTINGS = {
+    # From the first step on, steps of the logits five times as large; rates fall once over search and tuning.
+    "searched_sharp": replace(
+        COMMON,
+        warmup=0.0,
+        restart=False,
+        logit_rate=0.5,
+        schedule=SoftmaxSchedule(entropy=0.5, entropy_delay=0.0),
+    ),
+}
+"""Of rows that are not searched, or tuned, as the others."""
+ROWS = (PTQ, *UNIFORM, *SHARES)
 
 
 @dataclass(frozen=True)
@@ -77,29 +95,20 @@ class Study:
             settings = PTQSettings(steps=300, batch_size=4, screen_images=4, discrete_every=0)
             result = search_ptq(model, data.calibration(), space, settings, **common, report_images=0)
         else:
-            weights, inputs = (WEIGHTS, INPUTS) if name == SEARCHED else ([one] for one in UNIFORM[name])
+            weights, inputs = (WEIGHTS, INPUTS) if name in SHARES else ([one] for one in UNIFORM[name])
             space = learned(bits, bits, weights, inputs, edges=EDGES)
             loader = data.train_dataloader()
-            share = SHARE if name == SEARCHED else 0.0
-            epoch = len(loader.dataset) // BATCH  # type: ignore[arg-type]
-            result = search_qat(
-                model, loader, data.calibration(), space, settings_of(share, steps / epoch), **common
-            )
+            epochs = steps / (len(loader.dataset) // BATCH)  # type: ignore[arg-type]
+            result = search_qat(model, loader, data.calibration(), space, settings_of(name, epochs), **common)
         psnr = result.metrics["searched"]["validation"][metric_name]
         yield from (psnr, time.perf_counter() - started, choices(result.bundle.strategy))
 
 
-def settings_of(share: float, epochs: float) -> QATSettings:
-    """``share`` of the epochs search, the rest tunes; where nothing is searched, all of it is one."""
-    return QATSettings(
-        epochs=share * epochs if share else epochs,
-        tune_epochs=(1 - share) * epochs if share else 0,
-        batch_size=BATCH,
-        learning_rate=RATE,
-        logit_rate=0.1,
-        schedule=SoftmaxSchedule(entropy=0.5, entropy_delay=0.3),
-        norm_batches=0,
-    )
+def settings_of(name: str, epochs: float) -> QATSettings:
+    """A share of the epochs searches, the rest tunes; where nothing is searched, all of it is one."""
+    share = SHARES.get(name, 1.0)
+    settings = SETTINGS.get(name, COMMON)
+    return replace(settings, epochs=share * epochs, tune_epochs=(1 - share) * epochs)
 
 
 def choices(strategy: Any) -> str:

@@ -18,17 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dqss.apply import apply_strategy
+from dqss.apply import apply_strategy, make_bundle
 from dqss.bundle import Bundle
 from dqss.data.pictures import Pictures
 from dqss.image_quality import psnr_y
 from dqss.lit.build import build
 from dqss.lit.device import device_of
-from dqss.lit.search import search_ptq
+from dqss.lit.search import SearchResult, search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.losses import PictureLoss
 from dqss.measure import home
 from dqss.models.super_resolution import super_resolution
+from dqss.prepare import Prepared
 from dqss.progress import Reporter
 from dqss.repair import RepairSettings, repair_strategy
 from dqss.samples import Samples, split
@@ -42,11 +43,14 @@ from experiments.harness import CPU, Table, add_accelerator, quiet, study_parser
 HERE = Path(__file__).parent
 COLUMNS = ("bits", "edges", "seed", "row", "set5", "set14", "mse", "evaluations", "seconds", "name")
 SCALE, PATCHES, PATCH = 4, 32, 32
+FIELDS = ("dqss", "created", "search_space", "method", "seed", "budget")
 EDGES = ("conv_1", "upsampler.0")
 """The first and the last layer."""
 SETS = ("Set5", "Set14")
 LAYERS = RepairSettings(blocks=(), drop=0.0, float_inputs=0.0, iterations=1000, batch_size=8)
+SHORT = replace(LAYERS, iterations=200, batch_size=4)
 REPAIRS = {
+    "layers": SHORT,
     "adaround": LAYERS,
     "adaround+steps": replace(LAYERS, learn_steps=True),
     "blocks+steps": RepairSettings(iterations=1000, batch_size=8, learn_steps=True),
@@ -54,7 +58,7 @@ REPAIRS = {
         iterations=1000, batch_size=8, learn_steps=True, bias_correction=True
     ),
 }
-"""Rounding that is learned around the searched strategy: layer by layer, or block by block."""
+"""Rounding that is learned around the searched and the best uniform strategy: by layers, or by blocks."""
 
 
 def space(bits: int, edges: int) -> SearchSpace:
@@ -101,9 +105,9 @@ class Study:
         with supernet.assign(assignment):
             return self.psnr(supernet, "Set5"), self.psnr(supernet, "Set14")
 
-    def patches(self, seed: int) -> Samples:
-        """Another choice for each seed."""
-        data = Pictures(self.data / "BSDS_train", None, PATCHES, PATCH, seed)
+    def patches(self, seed: int, patch: int = PATCH) -> Samples:
+        """Another choice for each seed; ``patch`` pixels a side."""
+        data = Pictures(self.data / "BSDS_train", None, PATCHES, patch, seed)
         data.configure(self.input)
         return data.calibration()
 
@@ -127,12 +131,17 @@ class Study:
         yield "searched" + suffix, *both, found.selection["refined"], spent, seconds, found.exported
         learned = patches.subset(split(len(patches), settings.parts, seed)[0])
         for name in repairs:
-            yield f"searched{suffix}+{name}", *self.repaired(result.bundle, learned, name, seed)
+            bundle = bundle_of(result, assignments["refined"])
+            yield f"searched{suffix}+{name}", *self.repaired(bundle, learned, name, seed)
         if loss != "output":
             return
-        assert found.best_uniform is not None
-        both = self.both(supernet, assignments[found.best_uniform])
-        yield "best_uniform" + suffix, *both, found.selection[found.best_uniform], 0, 0.0, found.best_uniform
+        uniform_name = found.best_uniform
+        assert uniform_name is not None
+        both = self.both(supernet, assignments[uniform_name])
+        yield "best_uniform" + suffix, *both, found.selection[uniform_name], 0, 0.0, uniform_name
+        for name in repairs:
+            bundle = bundle_of(result, assignments[uniform_name])
+            yield f"best_uniform{suffix}+{name}", *self.repaired(bundle, learned, name, seed)
 
     def repaired(self, bundle: Bundle, patches: Samples, name: str, seed: int) -> tuple[object, ...]:
         """A strategy after learned rounding, on the patches that were searched on."""
@@ -151,6 +160,15 @@ class Study:
             if every or alike(name):
                 with supernet.assign(assignment):
                     yield f"uniform {name}", self.psnr(supernet, "Set5"), "nan", "nan", 0, 0.0, name
+
+
+def bundle_of(result: SearchResult, assignment: Assignment) -> Bundle:
+    """Another strategy of a search than the one that it exports."""
+    info = result.bundle.strategy.model
+    prepared = Prepared(result.model, info.prepare, info.tensors, info.weights_sha256, [])
+    fields = {name: getattr(result.bundle.strategy, name) for name in FIELDS}
+    first = torch.zeros(1, 3, PATCH, PATCH)
+    return make_bundle(result.supernet, assignment, prepared, info, first, **fields)
 
 
 def suffix_of(loss: str, smooth: bool) -> str:
@@ -197,7 +215,8 @@ def main() -> None:
         both = study.psnr(study.model, "Set5"), study.psnr(study.model, "Set14")
         table.add("float", "", "", row, *both, 0.0, 0, 0.0, "")
     searched = f"searched{suffix_of(arguments.loss, arguments.smooth)}"
-    wanted = [searched, *(f"{searched}+{name}" for name in arguments.repair)]
+    around = [searched, *([searched.replace("searched", "best_uniform")] * (arguments.loss == "output"))]
+    wanted = [searched, *(f"{row}+{name}" for row in around for name in arguments.repair)]
     for key in product(arguments.bits, [arguments.edges], arguments.seeds):
         if arguments.uniform is not None:
             found = study.uniform_rows(*key, arguments.uniform == "all")

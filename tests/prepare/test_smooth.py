@@ -1,7 +1,6 @@
 """Smoothed networks give the float network's output; groups are all that must be scaled together."""
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -12,19 +11,15 @@ from dqss.errors import StrategyError
 from dqss.models.rlfn import RLFN
 from dqss.prepare import prepare, smooth
 from dqss.prepare.groups import Group
-from dqss.prepare.smooth import Smoothing, exponents
+from dqss.prepare.smooth import Smoothing
 from dqss.prepare.work import Work
 from tests.support.nets import images, output
 
 
 @pytest.fixture
 def every_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All groups are smoothed, by half, whether they gain or not."""
-
-    def half(work: Work, group: Group, plain: float, before: object) -> Smoothing:
-        return smooth._smoothing(work, group, 0.5)
-
-    monkeypatch.setattr(smooth, "_best", half)
+    """All groups are smoothed, whether they gain or not."""
+    monkeypatch.setattr(smooth, "_gains", lambda work, found, before: True)
     monkeypatch.setattr(smooth, "WORTH", -1.0)
 
 
@@ -86,16 +81,6 @@ def test_groups_are_found_without_looking_at_code_and_the_network_stays() -> Non
     assert any("layers' alone: gate, three, four, last" in note for note in notes)
 
 
-def test_at_full_strength_channels_have_one_range_and_at_none_columns_of_weights_do() -> None:
-    torch.manual_seed(0)
-    ranges, weights = torch.exp(torch.randn(8)), torch.exp(torch.randn(8))
-    for strength, even in ((1.0, ranges), (0.0, 1 / weights)):
-        factors = 2.0 ** (torch.tensor(exponents(ranges, [weights], strength)) / 4)
-        spread = (even / factors).max() / (even / factors).min()
-        # Factors are rounded to a quarter of an octave.
-        assert spread <= 2**0.25 + 1e-4 < even.max() / even.min()
-
-
 def quantized(model: nn.Module, inputs: Tensor, bits: int) -> float:
     """Squared error where every layer's input is rounded to one step that covers its range, and no weight."""
 
@@ -130,25 +115,18 @@ def test_uneven_channels_lose_less_afterwards_and_floats_are_left() -> None:
     assert prepare(uneven, inputs, optional=("smooth",), bits=lambda name: (None, None)).recipe == []
 
 
-def test_a_range_a_channel_is_what_the_best_factors_make_of_one_for_all() -> None:
-    """The noise of one step for all channels, counted by hand, falls to what brute force finds."""
-    ranges, weights = torch.tensor([1.0, 9.0, 70.0]), torch.tensor([3.0, 1.0, 0.2])
+def test_a_group_that_gains_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    inputs = images(8, 3, 16, 16)
 
-    def noise(factors: Tensor) -> float:
-        step = (ranges / factors).max()
-        return float((step * factors * weights).square().sum())
+    def worst(work: Work, group: Group, errors: object) -> Smoothing:
+        return Smoothing(group.made, group.read, (-12, 12) * 4)
 
-    found = 2.0 ** (torch.tensor(exponents(ranges, [weights], 1.0)) / 4)
-    # Only the ratios of factors matter.
-    grid = [2.0 ** (torch.tensor([0, *each]) / 4) for each in itertools.product(range(-32, 33), repeat=2)]
-    best = min(noise(each) for each in grid)
-    assert best <= noise(found) <= 2**0.5 * best < noise(torch.ones(3))
-
-
-def test_channels_that_nothing_makes_or_reads_are_left() -> None:
-    found = exponents(torch.tensor([0.0, 1.0, 4.0, 16.0]), [torch.tensor([1.0, 1.0, 1.0, 0.0])], 1.0)
-    assert found == [0, -4, 4, 0]
-    assert exponents(torch.zeros(2), [torch.ones(2)], 0.5) == [0, 0]
+    monkeypatch.setattr(smooth, "_best", worst)
+    assert smoothed(model, inputs)[1] == []
+    monkeypatch.setattr(smooth, "_gains", lambda work, found, before: True)
+    assert smoothed(model, inputs)[1] == ["0>2"]
 
 
 @pytest.mark.usefixtures("every_group")
