@@ -217,16 +217,11 @@ class _Work:
 
     def learn_together(self, distance: Distance | None) -> None:
         """Roundings, steps and biases of all layers; goes on from where an earlier run was interrupted."""
-        exact = {name: (weight, grid) for name, (weight, grid) in self._weights().items()}
-        codes = {name: c for found in self.found.values() for name, c in found.codes.items()}
-        weights = {}
-        for name, (weight, grid) in exact.items():
-            own = codes.get(name)
-            now = weight_codes(self.bundle, name, weight) if own is None else Codes(own.to(self.device), grid)
-            weights[name] = (weight, now)
+        weights = {
+            name: (weight, self.codes_of(name, weight)) for name, (weight, _) in self._weights().items()
+        }
         if not weights:
             return
-        count = self.settings.network_iterations
         if distance is None:
             with torch.no_grad():
                 example = to_device(self.samples.batch(range(1)), self.device)
@@ -243,7 +238,7 @@ class _Work:
             self._shared(),
         )
         digest = hashlib.sha256(f"{self._identity()} {self._together()} {distance.name}".encode())
-        with self.reporter.stage("repair: network", count) as stage:
+        with self.reporter.stage("repair: network", self.settings.network_iterations) as stage:
             found = task.run(KeptSteps(self.folder, digest.hexdigest()), stage.advance)
         self.together, errors = found, found.errors
         assert errors is not None
@@ -252,6 +247,12 @@ class _Work:
         self.reporter.say(
             f"repaired the network: distance on held-out inputs {before:.4g} -> {after:.4g}{word}"
         )
+
+    def codes_of(self, name: str, weight: Tensor) -> Codes:
+        """The codes of a layer's weight so far."""
+        codes = weight_codes(self.bundle, name, weight)
+        found = next((found.codes[name] for found in self.found.values() if name in found.codes), None)
+        return codes if found is None else Codes(found.to(self.device), codes.grid)
 
     def learned(self) -> int:
         """How many of the inputs are learned from; the others are held out."""

@@ -121,7 +121,7 @@ ROWS: dict[str, tuple[str, RepairSettings | None]] = {name: (name, None) for nam
 ROWS |= {f"{name}+{how}": (name, settings) for name in STARTS for how, settings in REPAIRS.items()}
 NETWORK = "+network"
 """Ends the names of rows that learn once more, all layers at once, from where that row ended."""
-TOGETHER = RepairSettings(iterations=0, network_iterations=300, batch_size=32)
+TOGETHER = RepairSettings(iterations=0, network_iterations=150, batch_size=32)
 ROWS |= {f"{row}{NETWORK}": found for row, found in ROWS.items() if found[1] is None or found[1].iterations}
 ROWS |= {f"{row}{AGAIN}": found for row, found in ROWS.items() if found[1] and not found[1].learn_steps}
 """What is tuned, and how."""
