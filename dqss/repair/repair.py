@@ -45,11 +45,13 @@ class Repaired:
         errors: of each block or layer that was reconstructed, by its name, in the order of the network.
         left: names of the layers whose rounding stayed as it was: with a weight that others share, or
             not called once with one tensor.
+        network: of all layers at once, where they were tuned so.
     """
 
     bundle: Bundle
     errors: dict[str, UnitErrors]
     left: list[str]
+    network: NetworkErrors | None = None
 
 
 @full_precision()
@@ -102,7 +104,8 @@ def repair_strategy(
         work.learn_together(distance)
     if settings.bias_correction:
         work.correct()
-    return Repaired(work.result(), work.errors, work.left)
+    network = None if work.together is None else work.together.errors
+    return Repaired(work.result(), work.errors, work.left, network)
 
 
 class _Work:

@@ -58,6 +58,7 @@ def test_it_comes_nearer_on_inputs_that_nothing_learned_from(model: nn.Module, b
     repaired = repair_strategy(model, bundle, pictures(), together(network_iterations=120))
     record: Any = repaired.bundle.strategy.repair
     before, after = record["network"]["held_out"]
+    assert repaired.network is not None and repaired.network.held_out == (before, after)
     assert record["network"]["kept"] and after < before and 0 < record["network"]["changed"] < 0.5
     others = pictures(64, seed=99)
     assert divergence(model, repaired.bundle, others) < 0.9 * divergence(model, bundle, others)
