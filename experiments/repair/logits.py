@@ -124,7 +124,7 @@ def main() -> None:
         bundle = setting.repaired("mse+adaround", tuned, "_250x16")
         _, evaluator = setting._build(False)
         places = inputs_of(evaluator, bundle)
-        for row, start in (("network_without_steps", None), ("network_logits", places)):
+        for row, start in (("network_logits", places), ("network_without_steps", None)):
             key = (study.name, arguments.bits, arguments.edges, seed, f"mse+adaround+{row}_250x16")
             if table.has(*key):
                 continue
