@@ -199,6 +199,7 @@ def _repair(
     inputs = evaluator.samples.subset(evaluator.parts["search"])
     place = folder if rank() == 0 else None
     options: dict[str, Any] = {"seed": seed, "reporter": reporter, "device": evaluator.device}
+    options["distance"] = evaluator.distance
     return repair_strategy(model, bundle, inputs, settings, folder=place, **options).bundle
 
 

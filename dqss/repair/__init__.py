@@ -1,7 +1,8 @@
 """What makes a strategy better without another choice: learned rounding and steps, corrected biases."""
 
+from dqss.repair.network import NetworkErrors
 from dqss.repair.reconstruct import UnitErrors
 from dqss.repair.repair import Repaired, repair_strategy
 from dqss.repair.settings import RepairSettings
 
-__all__ = ["RepairSettings", "Repaired", "UnitErrors", "repair_strategy"]
+__all__ = ["NetworkErrors", "RepairSettings", "Repaired", "UnitErrors", "repair_strategy"]

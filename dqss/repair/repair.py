@@ -15,15 +15,18 @@ from torch import Tensor, nn
 
 from dqss.apply import apply_strategy, prepared_network, weight_codes
 from dqss.bundle import Bundle
+from dqss.calls import call_model, first_tensor
 from dqss.choice import TensorChoice
 from dqss.errors import DataError
+from dqss.losses import Distance, default_distance
 from dqss.measure import batches, home, to_device
-from dqss.mixing import Grid
+from dqss.mixing import Codes, Grid
 from dqss.precision import full_precision
 from dqss.progress import Reporter
 from dqss.repair.bias import correct_biases
 from dqss.repair.cache import Rows, Store
-from dqss.repair.keeping import Kept
+from dqss.repair.keeping import Kept, KeptSteps
+from dqss.repair.network import NetworkErrors, NetworkFound, NetworkReconstruction
 from dqss.repair.reconstruct import Data, Found, Reconstruction, UnitErrors
 from dqss.repair.settings import RepairSettings
 from dqss.repair.units import Unit, capturing, find_units
@@ -42,11 +45,13 @@ class Repaired:
         errors: of each block or layer that was reconstructed, by its name, in the order of the network.
         left: names of the layers whose rounding stayed as it was: with a weight that others share, or
             not called once with one tensor.
+        network: of all layers at once, where they were tuned so.
     """
 
     bundle: Bundle
     errors: dict[str, UnitErrors]
     left: list[str]
+    network: NetworkErrors | None = None
 
 
 @full_precision()
@@ -61,12 +66,14 @@ def repair_strategy(
     reporter: Reporter | None = None,
     device: torch.device | None = None,
     force: bool = False,
+    distance: Distance | None = None,
 ) -> Repaired:
     """Tune a strategy on unlabelled inputs: rounding, activation steps, biases.
 
     The choices stay: algorithms, bits and grids. Blocks are reconstructed one after the other in the
     order in which they run (arXiv 2004.10568, 2102.05426, 2203.05740), each fed by the network as tuned
-    so far; then biases are corrected (arXiv 1906.04721), as ``settings`` say.
+    so far; then all of it learns at once, end to end; then biases are corrected (arXiv 1906.04721), as
+    ``settings`` say.
 
     Args:
         model: the trained float network, as it was given to the search; it is not changed.
@@ -78,6 +85,7 @@ def repair_strategy(
         reporter: progress; silent by default.
         device: where to work; None: where the model is.
         force: also for other weights than were searched.
+        distance: of outputs, for ``network_iterations``; None: the one that suits the network's output.
 
     Returns:
         The new strategy, and the error of every block before and after.
@@ -92,9 +100,12 @@ def repair_strategy(
     work = _Work(model, bundle, samples, settings, folder, seed, reporter, device, force)
     if settings.iterations > 0:
         work.reconstruct()
+    if settings.network_iterations > 0:
+        work.learn_together(distance)
     if settings.bias_correction:
         work.correct()
-    return Repaired(work.result(), work.errors, work.left)
+    network = None if work.together is None else work.together.errors
+    return Repaired(work.result(), work.errors, work.left, network)
 
 
 class _Work:
@@ -119,6 +130,7 @@ class _Work:
         self.exact = prepared_network(model, bundle).eval().requires_grad_(False).to(self.device)
         self.found: dict[str, Found] = {}
         self.errors: dict[str, UnitErrors] = {}
+        self.together: NetworkFound | None = None
         self.biases: dict[str, Tensor] = {}
         self.left: list[str] = []
 
@@ -186,7 +198,15 @@ class _Work:
 
     def _identity(self) -> str:
         """Of everything that the reconstruction depends on."""
-        settings = replace(self.settings, bias_correction=False, cache_mb=0)
+        usual = RepairSettings()
+        settings = replace(
+            self.settings,
+            bias_correction=False,
+            cache_mb=0,
+            network_iterations=0,
+            network_learning_rate=usual.network_learning_rate,
+            network_step_learning_rate=usual.network_step_learning_rate,
+        )
         digest = hashlib.sha256(f"{self.seed} {settings!r} {inputs_sha256(self.samples)}".encode())
         strategy = self.bundle.strategy
         digest.update(strategy.model.weights_sha256.encode())
@@ -195,6 +215,62 @@ class _Work:
             digest.update(key.encode())
             digest.update(self.bundle.tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    # -- all at once --------------------------------------------------------------------------
+
+    def learn_together(self, distance: Distance | None) -> None:
+        """Roundings, steps and biases of all layers; goes on from where an earlier run was interrupted."""
+        weights = {
+            name: (weight, self.codes_of(name, weight)) for name, (weight, _) in self._weights().items()
+        }
+        if not weights:
+            return
+        if distance is None:
+            with torch.no_grad():
+                example = to_device(self.samples.batch(range(1)), self.device)
+                distance = default_distance(first_tensor(call_model(self.exact, example)))
+        task = NetworkReconstruction(
+            self.quantized,
+            self.exact,
+            weights,
+            self.samples,
+            self.learned(),
+            distance,
+            self.settings,
+            self.seed,
+            self._shared(),
+        )
+        digest = hashlib.sha256(f"{self._identity()} {self._together()} {distance.name}".encode())
+        with self.reporter.stage("repair: network", self.settings.network_iterations) as stage:
+            found = task.run(KeptSteps(self.folder, digest.hexdigest()), stage.advance)
+        self.together, errors = found, found.errors
+        assert errors is not None
+        before, after = errors.held_out
+        word = "" if errors.kept else ", not better and left as it was"
+        self.reporter.say(
+            f"repaired the network: distance on held-out inputs {before:.4g} -> {after:.4g}{word}"
+        )
+
+    def codes_of(self, name: str, weight: Tensor) -> Codes:
+        """The codes of a layer's weight so far."""
+        codes = weight_codes(self.bundle, name, weight)
+        found = next((found.codes[name] for found in self.found.values() if name in found.codes), None)
+        return codes if found is None else Codes(found.to(self.device), codes.grid)
+
+    def learned(self) -> int:
+        """How many of the inputs are learned from; the others are held out."""
+        count, share = len(self.samples), self.settings.held_out
+        held = max(1, round(share * count)) if share > 0 else 0
+        return count - min(held, count - 1)
+
+    def _together(self) -> tuple[float, ...]:
+        """The settings that only this part depends on."""
+        settings = self.settings
+        return (
+            settings.network_iterations,
+            settings.network_learning_rate,
+            settings.network_step_learning_rate,
+        )
 
     # -- bias correction ----------------------------------------------------------------------
 
@@ -217,16 +293,21 @@ class _Work:
         tensors = dict(self.bundle.tensors)
         codes = {name: c for found in self.found.values() for name, c in found.codes.items()}
         scales = {name: s for found in self.found.values() for name, s in found.scales.items()}
+        biases = dict(self.biases)
+        if self.together is not None:
+            codes |= self.together.codes
+            scales |= self.together.scales
+            biases = {**self.together.biases, **biases}
         tensors |= {f"{name}.weight.codes": value for name, value in codes.items()}
         tensors |= {f"{name}.activation.scale": value for name, value in scales.items()}
-        tensors |= {f"{name}.bias": value for name, value in self.biases.items()}
+        tensors |= {f"{name}.bias": value for name, value in biases.items()}
         layers = {}
         for name, layer in self.bundle.strategy.layers.items():
             layers[name] = layer.model_copy(
                 update={
                     "weight": _tuned(layer.weight, name in codes),
                     "activation": _tuned(layer.activation, name in scales),
-                    "bias_corrected": layer.bias_corrected or name in self.biases,
+                    "bias_corrected": layer.bias_corrected or name in biases,
                 }
             )
         record = {
@@ -236,6 +317,8 @@ class _Work:
             "blocks": {name: _plain(errors) for name, errors in self.errors.items()},
             "left": self.left,
         }
+        if self.together is not None and self.together.errors is not None:
+            record["network"] = _plain(self.together.errors)
         strategy = self.bundle.strategy.model_copy(update={"layers": layers, "repair": record})
         return Bundle(strategy.model_copy(update={"tensors_sha256": None}), tensors)
 
@@ -261,9 +344,7 @@ class _Feed:
                 self._free(last[1].quantized, last[1].exact, last[1].wanted)
             quantized = self._collect(work.quantized, unit, True, False)[0]
             exact, wanted = self._collect(work.exact, unit, mixed, True)
-        count = len(work.samples)
-        held = max(1, round(work.settings.held_out * count)) if work.settings.held_out > 0 else 0
-        learned = (count - min(held, count - 1)) * (len(wanted) // count)
+        learned = work.learned() * (len(wanted) // len(work.samples))
         data = Data(quantized, exact if mixed else None, wanted, learned)
         self.last = unit, data
         return data
@@ -301,7 +382,7 @@ def _tuned(choice: TensorChoice | None, now: bool) -> TensorChoice | None:
     return choice.model_copy(update={"tuned": True}) if choice is not None and now else choice
 
 
-def _plain(errors: UnitErrors) -> dict[str, Any]:
+def _plain(errors: UnitErrors | NetworkErrors) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(errors).items()}
 
 

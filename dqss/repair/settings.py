@@ -34,6 +34,12 @@ class RepairSettings:
             on them does not fall.
         bias_correction: afterwards, move the mean of every layer's output to what it is in the float
             network (arXiv 1906.04721, section 4.2, empirically).
+        network_iterations: afterwards, for all layers at once and end to end: roundings, activation steps and
+            biases learn from the distance of the network's output to the float network's, on blends of two
+            inputs each; kept where that distance falls on the inputs held out. 0: none.
+        network_learning_rate: of the roundings then (Adam), in steps of their grids.
+        network_step_learning_rate: of the logarithms of activation steps then, and of biases in units of what
+            the layer gives (Adam).
         cache_mb: memory for cached inputs and outputs of blocks, in MiB; what goes beyond is on disk. On a
             CUDA device they are in its own memory as long as that suffices.
     """
@@ -50,13 +56,17 @@ class RepairSettings:
     step_learning_rate: float = 0.002
     held_out: float = 0.125
     bias_correction: bool = False
+    network_iterations: int = 0
+    network_learning_rate: float = 0.003
+    network_step_learning_rate: float = 0.001
     cache_mb: float = 2048
 
     def __post_init__(self) -> None:
         blocks = (self.blocks,) if isinstance(self.blocks, str) else tuple(self.blocks or ())
         object.__setattr__(self, "blocks", blocks)
         check_positive(self, "repair", "batch_size", "learning_rate", "step_learning_rate")
-        check_least(self, "repair", 0, "iterations", "regularization", "cache_mb")
+        check_positive(self, "repair", "network_learning_rate", "network_step_learning_rate")
+        check_least(self, "repair", 0, "iterations", "network_iterations", "regularization", "cache_mb")
         check_share(self, "repair", "drop", "float_inputs", "held_out", "warmup")
         if self.held_out == 1:
             raise UserError("repair.held_out=1: leaves no inputs to learn from")

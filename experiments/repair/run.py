@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -119,6 +119,10 @@ AGAIN = "+again"
 """Ends the names of rows whose activations are searched again, around what repair made of the weights."""
 ROWS: dict[str, tuple[str, RepairSettings | None]] = {name: (name, None) for name in STARTS}
 ROWS |= {f"{name}+{how}": (name, settings) for name in STARTS for how, settings in REPAIRS.items()}
+NETWORK = "+network"
+"""Ends the names of rows that learn once more, all layers at once, from where that row ended."""
+TOGETHER = RepairSettings(iterations=0, network_iterations=150, batch_size=32)
+ROWS |= {f"{row}{NETWORK}": found for row, found in ROWS.items() if found[1] is None or found[1].iterations}
 ROWS |= {f"{row}{AGAIN}": found for row, found in ROWS.items() if found[1] and not found[1].learn_steps}
 """What is tuned, and how."""
 USUAL = (
@@ -242,9 +246,17 @@ class Setting:
 
     def repaired(self, row: str, settings: RepairSettings, suffix: str) -> Bundle:
         """A strategy that was tuned; kept in the work folder, block by block."""
-        folder = self.folder / f"{row.removesuffix(AGAIN)}{suffix}"
+        folder = self.folder / f"{row.removesuffix(AGAIN).removesuffix(NETWORK)}{suffix}"
         if not (folder / "strategy.json").exists():
             bundle, _ = self.strategy(ROWS[row][0])
+            options = {"seed": self.seed, "device": self.study.device, "folder": folder}
+            repair_strategy(self.study.model, bundle, self.inputs(), settings, **options).bundle.save(folder)
+        return load(folder)
+
+    def together(self, name: str, bundle: Bundle, settings: RepairSettings) -> Bundle:
+        """What was made so far, all layers of it at once; kept in the work folder under ``name``."""
+        folder = self.folder / name
+        if not (folder / "strategy.json").exists():
             options = {"seed": self.seed, "device": self.study.device, "folder": folder}
             repair_strategy(self.study.model, bundle, self.inputs(), settings, **options).bundle.save(folder)
         return load(folder)
@@ -281,20 +293,26 @@ def inputs_of(evaluator: Evaluator, searched: Bundle) -> Assignment:
 
 
 def rows(
-    setting: Setting, wanted: Sequence[str], change: Mapping[str, Any], suffix: str
+    setting: Setting,
+    named: Mapping[str, str],
+    change: Mapping[str, Any],
+    suffix: str,
+    network: RepairSettings,
 ) -> Iterator[tuple[object, ...]]:
-    """Every row that is wanted: its name, and what the columns after it say.
+    """Every row that is wanted (and its full name): which it is, and what the columns after it say.
 
     Seconds are those of what was not in the work folder yet.
     """
     study = setting.study
-    for row in wanted:
+    for row, full in named.items():
         name, settings = ROWS[row]
         bundle, searched = setting.strategy(name)
         started = time.perf_counter()
         if settings is not None:
             settings = replace(settings, **change) if settings.iterations else settings
             bundle = setting.repaired(row, settings, suffix if settings.iterations else "")
+        if NETWORK in row:
+            bundle = setting.together(full.replace(AGAIN, ""), bundle, network)
         if row.endswith(AGAIN):
             bundle = setting.again(bundle)
         seconds = time.perf_counter() - started
@@ -303,6 +321,10 @@ def rows(
         gain = found.gain_over(study.held_out.float())
         dev = float("nan") if study.dev is None else study.dev.measure_module(network).kl
         yield row, found.kl, found.top1, *gain, dev, searched, seconds
+
+
+def _rates(settings: RepairSettings) -> tuple[float, float]:
+    return settings.network_learning_rate, settings.network_step_learning_rate
 
 
 def _iterates(row: str) -> bool:
@@ -320,6 +342,10 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, help=f"{file}; instead of ResNet-20")
     parser.add_argument("--iterations", type=int, default=ITERATIONS)
     parser.add_argument("--batch-size", type=int, default=BLOCKS.batch_size)
+    parser.add_argument("--network-iterations", type=int, default=TOGETHER.network_iterations)
+    parser.add_argument("--network-batch-size", type=int, default=TOGETHER.batch_size)
+    parser.add_argument("--network-learning-rate", type=float, default=TOGETHER.network_learning_rate)
+    parser.add_argument("--network-step-learning-rate", type=float, default=_rates(TOGETHER)[1])
     parser.add_argument("--bits", nargs="+", default=list(BITS)[:3], choices=list(BITS))
     parser.add_argument("--edges", nargs="+", default=["same", "8"], choices=["same", "8"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -349,6 +375,15 @@ def main() -> None:
     change = {"iterations": arguments.iterations, "batch_size": arguments.batch_size}
     usual = (arguments.iterations, arguments.batch_size) == (ITERATIONS, BLOCKS.batch_size)
     suffix = "" if usual else f"_{arguments.iterations}x{arguments.batch_size}"
+    together = RepairSettings(
+        iterations=0,
+        network_iterations=arguments.network_iterations,
+        batch_size=arguments.network_batch_size,
+        network_learning_rate=arguments.network_learning_rate,
+        network_step_learning_rate=arguments.network_step_learning_rate,
+    )
+    ending = "" if together == TOGETHER else f"_n{together.network_iterations}x{together.batch_size}"
+    ending += "" if _rates(together) == _rates(TOGETHER) else "_{:g}_{:g}".format(*_rates(together))
     for bits in arguments.bits:
         for edges in arguments.edges:
             for seed in arguments.seeds:
@@ -357,9 +392,12 @@ def main() -> None:
                 if not table.has(*key, "float"):
                     top1 = study.held_out.float().top1
                     table.add(*key, "float", 0.0, top1, *[0.0] * 6)
-                named = {row: row + (suffix if _iterates(row) else "") for row in arguments.rows}
-                missing = [row for row in arguments.rows if not table.has(*key, named[row])]
-                for row, *found in rows(setting, missing, change, suffix):
+                named = {
+                    row: row + (suffix if _iterates(row) else "") + (ending if NETWORK in row else "")
+                    for row in arguments.rows
+                }
+                missing = {row: full for row, full in named.items() if not table.has(*key, full)}
+                for row, *found in rows(setting, missing, change, suffix, together):
                     table.add(*key, named[row], *found)
 
 

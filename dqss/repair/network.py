@@ -1,0 +1,298 @@
+"""The whole network tuned at once, end to end, from where its units were left.
+
+Units are tuned one after the other for outputs of their own, and none knows which of its errors matter in
+the end. Here roundings, activation steps and biases of all layers learn together from the distance of the
+network's output to that of the float network. From scratch that fits a few hundred inputs and nothing else
+(arXiv 2102.05426, table 1); so it begins with tuned units, is short, and learns from blends of inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from math import cos, pi
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from dqss.attach import INPUT_QUANTIZER, attach_weight, detach_weight
+from dqss.calls import call_model
+from dqss.errors import NonFiniteError
+from dqss.losses import Distance
+from dqss.measure import batches, to_device
+from dqss.mixing import Codes
+from dqss.quantizers import Quantizer
+from dqss.repair.blending import blend, can_blend, generator_for
+from dqss.repair.dropping import DroppingQuantizer
+from dqss.repair.keeping import KeptSteps
+from dqss.repair.settings import RepairSettings
+from dqss.repair.straight import StraightRounding
+from dqss.samples import Samples
+
+JUDGED_BLENDS = 7
+"""How often the inputs that judge are blended among themselves, besides themselves: they are few."""
+KEEP_EVERY = 25
+"""Iterations from one kept state to the next."""
+
+
+@dataclass(frozen=True)
+class NetworkErrors:
+    """Mean distance of the network's output to the float network's.
+
+    Attributes:
+        held_out: before and after, on inputs that nothing learned from and on blends of them (where nothing
+            is held out, on those that were learned from).
+        changed: share of the weights whose code is another than before.
+        kept: whether the result is used.
+    """
+
+    held_out: tuple[float, float]
+    changed: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class NetworkFound:
+    """What was learned, by layer.
+
+    Attributes:
+        codes: integer codes of weights.
+        scales: steps ``[C]`` of inputs.
+        biases: ``[C]``.
+        errors: before and after.
+    """
+
+    codes: dict[str, Tensor] = field(default_factory=dict)
+    scales: dict[str, Tensor] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    errors: NetworkErrors | None = None
+
+
+class NetworkReconstruction:
+    """Of all layers at once.
+
+    Args:
+        network: the quantized one: fixed, frozen, in ``eval()``; changed in place.
+        exact: the float one.
+        weights: float weight of each layer that is rounded, and its codes so far.
+        samples: of one size; the last ones are held out.
+        learned: how many are learned from.
+        distance: of outputs.
+        settings: how.
+        seed: of batches and blends.
+        fixed: layers whose activations' steps others share: they do not learn.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        exact: nn.Module,
+        weights: Mapping[str, tuple[Tensor, Codes]],
+        samples: Samples,
+        learned: int,
+        distance: Distance,
+        settings: RepairSettings,
+        seed: int,
+        fixed: Collection[str] = (),
+    ) -> None:
+        self.network, self.exact, self.weights, self.fixed = network, exact, dict(weights), fixed
+        self.samples, self.learned, self.distance = samples, learned, distance
+        self.settings, self.seed = settings, seed
+        self.device = next(iter(self.weights.values()))[0].device
+
+    def run(self, kept: KeptSteps, advance: Callable[[int], None] = lambda count: None) -> NetworkFound:
+        """Learn, and keep that if it is better on what was held out.
+
+        Raises:
+            NonFiniteError: where the distance is NaN or infinite beforehand.
+        """
+        before = self.error()
+        if not torch.isfinite(torch.tensor(before)):
+            raise NonFiniteError(f"repair: the distance to the float network is {before} before it is tuned")
+        found = self._learn(kept, advance)
+        earlier = self._put(found)
+        after = self.error()
+        better = after < before
+        if not better:
+            earlier()
+        errors = NetworkErrors((before, after), self._changed(found) if better else 0.0, better)
+        return (
+            NetworkFound(found.codes, found.scales, found.biases, errors)
+            if better
+            else NetworkFound(errors=errors)
+        )
+
+    @torch.no_grad()
+    def error(self) -> float:
+        """Mean distance of the network as it stands, on inputs that judge it."""
+        count = len(self.samples)
+        judges = range(self.learned, count) if self.learned < count else range(count)
+        rounds = 1 + (JUDGED_BLENDS if can_blend(self.samples.batch(judges[:1])) else 0)
+        total = 0.0
+        for turn in range(rounds):
+            generator = generator_for(self.seed, "network judged", turn)
+            order = torch.randperm(len(judges), generator=generator).tolist()
+            for rows in batches([judges[k] for k in order], self.settings.batch_size):
+                inputs = to_device(self.samples.batch(rows), self.device)
+                inputs = blend(inputs, len(rows), generator) if turn else inputs
+                total += float(self._distance(inputs)) * len(rows)
+        return total / (rounds * len(judges))
+
+    def _distance(self, inputs: Any) -> Tensor:
+        with torch.no_grad():
+            wanted = self.distance.read(call_model(self.exact, _copy(inputs)))
+        return self.distance(call_model(self.network, _copy(inputs)), wanted)
+
+    def _learn(self, kept: KeptSteps, advance: Callable[[int], None]) -> NetworkFound:
+        settings = self.settings
+        with self._learning() as learning, torch.enable_grad():
+            optimizer = torch.optim.Adam(learning.groups)
+            rates = [group["lr"] for group in optimizer.param_groups]
+            done = kept.get(optimizer)
+            advance(done)
+            for iteration in range(done, settings.network_iterations):
+                share = (1 + cos(pi * iteration / settings.network_iterations)) / 2
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * share
+                loss = self._distance(self._inputs(iteration))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                for rounding in learning.roundings.values():
+                    rounding.confine()
+                advance(1)
+                if (iteration + 1) % KEEP_EVERY == 0 or iteration + 1 == settings.network_iterations:
+                    kept.put(optimizer, iteration + 1)
+            return learning.found()
+
+    def _inputs(self, iteration: int) -> Any:
+        """Of one iteration: a function of its number, so that a resumed run goes on with the same."""
+        size = min(self.settings.batch_size, self.learned)
+        turn, position = divmod(iteration, self.learned // size)
+        order = torch.randperm(self.learned, generator=generator_for(self.seed, "network", turn)).tolist()
+        rows = order[position * size : (position + 1) * size]
+        inputs = to_device(self.samples.batch(rows), self.device)
+        return blend(inputs, size, generator_for(self.seed, "network blend", iteration))
+
+    @contextmanager
+    def _learning(self) -> Iterator[_Learning]:
+        """What learns, in the place of what is there."""
+        settings, found = self.settings, _Learning()
+        sizes = self._output_sizes()
+        with ExitStack() as stack:
+            for name, quantizer in self._quantizers().items():
+                layer = self.network.get_submodule(name)
+                generator = torch.Generator()  # nothing is dropped
+                step = DroppingQuantizer(quantizer, 0.0, True, generator).to(self.device)
+                setattr(layer, INPUT_QUANTIZER, step)
+                stack.callback(setattr, layer, INPUT_QUANTIZER, quantizer)
+                found.steps[name] = step
+                found.add(step.shift, settings.network_step_learning_rate)
+            for name, (weight, codes) in self.weights.items():
+                layer = self.network.get_submodule(name)
+                rounding = StraightRounding(weight, codes).to(self.device)
+                attach_weight(layer, rounding)
+                stack.callback(detach_weight, layer)
+                found.roundings[name] = rounding
+                found.add(rounding.h, settings.network_learning_rate)
+            for name, size in sizes.items():
+                layer = self.network.get_submodule(name)
+                before: Tensor = layer.bias  # type: ignore[assignment]
+                layer.bias = nn.Parameter(before.detach().clone())
+                stack.callback(setattr, layer, "bias", before)
+                found.biases[name] = layer.bias
+                found.add(layer.bias, settings.network_step_learning_rate * size)
+            yield found
+
+    def _quantizers(self) -> dict[str, Quantizer]:
+        """Of the inputs of layers, those whose step is their own."""
+        found = {}
+        for name, module in self.network.named_modules():
+            quantizer = getattr(module, INPUT_QUANTIZER, None)
+            if isinstance(quantizer, Quantizer) and name not in self.fixed:
+                found[name] = quantizer
+        return found
+
+    @torch.no_grad()
+    def _output_sizes(self) -> dict[str, float]:
+        """Root mean square of what each rounded layer with a bias gives in the float network."""
+        sums: dict[str, float] = {}
+        with ExitStack() as stack:
+            for name in self.weights:
+                layer = self.exact.get_submodule(name)
+                if getattr(layer, "bias", None) is None:
+                    continue
+
+                def note(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
+                    sums[name] = float(output.double().square().mean().sqrt())
+
+                stack.callback(layer.register_forward_hook(note).remove)
+            rows = range(min(self.settings.batch_size, self.learned))
+            call_model(self.exact, to_device(self.samples.batch(rows), self.device))
+        return sums
+
+    @torch.no_grad()
+    def _put(self, found: NetworkFound) -> Callable[[], None]:
+        """Put it into the network; gives back what undoes it."""
+        quantizers = self._quantizers()
+        earlier: list[tuple[nn.Module, str, Any]] = []
+        grids = {name: quantizers[name].grid() for name in found.scales}
+        before = {name: (grid.scale.clone(), grid.zero_point.clone()) for name, grid in grids.items()}
+
+        def replace(name: str, part: str, value: Tensor) -> None:
+            layer = self.network.get_submodule(name)
+            earlier.append((layer, part, getattr(layer, part)))
+            setattr(layer, part, nn.Parameter(value, requires_grad=False))
+
+        for name, integers in found.codes.items():
+            weight, codes = self.weights[name]
+            values = Codes(integers.to(self.device), codes.grid).dequantize()
+            replace(name, "weight", values.to(weight.dtype))
+        for name, bias in found.biases.items():
+            replace(name, "bias", bias.to(self.network.get_submodule(name).weight))  # type: ignore[arg-type]
+        for name, scale in found.scales.items():
+            quantizers[name].load_grid(scale, before[name][1])
+
+        def undo() -> None:
+            for layer, part, value in earlier:
+                setattr(layer, part, value)
+            for name, grid in before.items():
+                quantizers[name].load_grid(*grid)
+
+        return undo
+
+    def _changed(self, found: NetworkFound) -> float:
+        total = changed = 0
+        for name, integers in found.codes.items():
+            changed += int((self.weights[name][1].integers.cpu() != integers).sum())
+            total += integers.numel()
+        return changed / max(total, 1)
+
+
+class _Learning:
+    """The parts that learn, and how fast each does."""
+
+    def __init__(self) -> None:
+        self.roundings: dict[str, StraightRounding] = {}
+        self.steps: dict[str, DroppingQuantizer] = {}
+        self.biases: dict[str, nn.Parameter] = {}
+        self.groups: list[dict[str, Any]] = []
+
+    def add(self, parameter: nn.Parameter, rate: float) -> None:
+        self.groups.append({"params": [parameter], "lr": rate})
+
+    def found(self) -> NetworkFound:
+        """As it stands, on the CPU."""
+        return NetworkFound(
+            {name: rounding.codes().integers.cpu() for name, rounding in self.roundings.items()},
+            {name: step.scale().detach().cpu() for name, step in self.steps.items()},
+            {name: bias.detach().to("cpu", torch.float32).clone() for name, bias in self.biases.items()},
+        )
+
+
+def _copy(inputs: Any) -> Any:
+    """Networks may write to their inputs."""
+    return tree_map_only(Tensor, torch.clone, inputs)
