@@ -297,7 +297,7 @@ def rows(
     named: Mapping[str, str],
     change: Mapping[str, Any],
     suffix: str,
-    network: RepairSettings,
+    together: RepairSettings,
 ) -> Iterator[tuple[object, ...]]:
     """Every row that is wanted (and its full name): which it is, and what the columns after it say.
 
@@ -312,14 +312,14 @@ def rows(
             settings = replace(settings, **change) if settings.iterations else settings
             bundle = setting.repaired(row, settings, suffix if settings.iterations else "")
         if NETWORK in row:
-            bundle = setting.together(full.replace(AGAIN, ""), bundle, network)
+            bundle = setting.together(full.replace(AGAIN, ""), bundle, together)
         if row.endswith(AGAIN):
             bundle = setting.again(bundle)
         seconds = time.perf_counter() - started
-        network = apply_strategy(study.model, bundle).to(study.device)
-        found = study.held_out.measure_module(network)
+        tuned = apply_strategy(study.model, bundle).to(study.device)
+        found = study.held_out.measure_module(tuned)
         gain = found.gain_over(study.held_out.float())
-        dev = float("nan") if study.dev is None else study.dev.measure_module(network).kl
+        dev = float("nan") if study.dev is None else study.dev.measure_module(tuned).kl
         yield row, found.kl, found.top1, *gain, dev, searched, seconds
 
 
