@@ -60,9 +60,11 @@ class Curvature:
 
     Attributes:
         tensors: by decision, of each quantizer that it rules.
+        listening: whether backward passes count; one along the loss's own gradient says nothing here.
     """
 
     tensors: dict[str, list[_Tensor]] = field(default_factory=dict)
+    listening: bool = True
 
     def take(self) -> dict[str, Pass]:
         """What the last backward pass said, by decision; gone then."""
@@ -106,7 +108,7 @@ def watching(supernet: Supernet) -> Iterator[Curvature]:
     for quantizer in supernet.quantizers():
         tensor = _Tensor(quantizer.role.value, torch.zeros(len(quantizer.candidates), dtype=torch.float64))
         curvature.tensors.setdefault(quantizer.decision.name, []).append(tensor)
-        handles.append(quantizer.register_forward_hook(_Hook(tensor)))
+        handles.append(quantizer.register_forward_hook(_Hook(curvature, tensor)))
     try:
         yield curvature
     finally:
@@ -118,6 +120,7 @@ def watching(supernet: Supernet) -> Iterator[Curvature]:
 class _Hook:
     """Of one quantizer, after each pass."""
 
+    curvature: Curvature
     tensor: _Tensor
 
     def __call__(self, quantizer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -138,6 +141,8 @@ class _Hook:
 
     @torch.no_grad()
     def _weigh(self, gradient: Tensor, x: Tensor) -> None:
+        if not self.curvature.listening:
+            return
         own = gradient.double()
         self.tensor.norm += float(own.square().sum())
         self.tensor.exact += float((own * x).sum())

@@ -90,11 +90,13 @@ def second_order(
     _take(decisions)  # what the last step of a search left there
     for group in groups:
         output = distance.read(run(group)).float()
+        if curvature is not None:
+            curvature.listening = False
         distance.per_sample(output, reference(group)).sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
         for name, slope in _take(decisions).items():
             slopes[name] += slope - slope[assignment[name]]
         if curvature is not None:
-            curvature.take()
+            curvature.listening = True
         for each, squares in bent:
             signs = random_signs(output, generator)
             along = each.curvature_root(output.detach(), signs) * each.curvature_scale(output) ** 0.5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from dqss.mixed import Found, MixedActivation, MixedQuantizer, MixedWeight, Mode
 from dqss.points import PointSearch, SearchablePoint
 from dqss.points import forget as forget_points
 from dqss.products import ProductSearch, SearchableProduct, forget
+from dqss.randomness import generator_for
 from dqss.remaking import Remaking
 from dqss.space import LayerCandidates, LayerInfo, SearchSpace
 
@@ -220,9 +220,7 @@ class Supernet(nn.Module):
     def draw(self, seed: int, step: int) -> None:
         """Draw the noise of one step: a function of seed, step and decision name only."""
         decisions = self.decisions
-        digests = (hashlib.sha256(f"{seed}/{step}/{name}".encode()).digest() for name in decisions)
-        seeds = (int.from_bytes(digest[:8], "little") >> 1 for digest in digests)
-        draw_all(list(decisions.values()), [torch.Generator().manual_seed(each) for each in seeds])
+        draw_all(list(decisions.values()), [generator_for(seed, step, name) for name in decisions])
 
     def argmax(self) -> dict[str, int]:
         """The assignment that the logits prefer."""

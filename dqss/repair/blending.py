@@ -6,18 +6,11 @@ what is wanted, as in arXiv 2106.05237, and no label.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
-
-
-def generator_for(seed: int, *names: object) -> torch.Generator:
-    """On the CPU; a function of all arguments and nothing else."""
-    digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def can_blend(inputs: Any) -> bool:

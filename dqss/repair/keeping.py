@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dqss.io import ensure_folder, write_bytes_atomic
-from dqss.repair.reconstruct import Found, UnitErrors
+from dqss.repair.found import Found
+from dqss.repair.reconstruct import UnitErrors
 from dqss.repair.units import Unit
 
 FOLDER = "repair"
@@ -33,7 +34,7 @@ class Kept:
         self.folder = None if folder is None else ensure_folder(folder / FOLDER)
         self.identity = identity
 
-    def get(self, position: int, unit: Unit) -> Found | None:
+    def get(self, position: int, unit: Unit) -> tuple[Found, UnitErrors] | None:
         """What is there of the unit at ``position``, if it is of the same run and whole."""
         path = self._path(position)
         if path is None or not path.exists():
@@ -52,14 +53,14 @@ class Kept:
             kind, _, layer = key.partition(":")
             parts[kind][layer] = tensor
         pairs = {key: tuple(errors[key]) for key in ("learned", "held_out")}
-        return Found(parts["codes"], parts["scales"], UnitErrors(**{**errors, **pairs}))
+        return Found(parts["codes"], parts["scales"]), UnitErrors(**{**errors, **pairs})
 
-    def put(self, position: int, unit: Unit, found: Found) -> None:
+    def put(self, position: int, unit: Unit, found: Found, errors: UnitErrors) -> None:
         """Keep what was found, whole or not at all."""
         path = self._path(position)
-        if path is None or found.errors is None:
+        if path is None:
             return
-        noted = {"identity": self.identity, "name": unit.name, "errors": asdict(found.errors)}
+        noted = {"identity": self.identity, "name": unit.name, "errors": asdict(errors)}
         tensors = {f"codes:{name}": codes for name, codes in found.codes.items()}
         tensors |= {f"scales:{name}": scale for name, scale in found.scales.items()}
         data = safetensors.torch.save(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import cos, pi
 from typing import Any
 
@@ -24,9 +24,10 @@ from dqss.errors import NonFiniteError
 from dqss.losses import Distance
 from dqss.measure import batches, to_device
 from dqss.mixing import Codes
-from dqss.quantizers import Quantizer
-from dqss.repair.blending import blend, can_blend, generator_for
+from dqss.randomness import generator_for
+from dqss.repair.blending import blend, can_blend
 from dqss.repair.dropping import DroppingQuantizer
+from dqss.repair.found import Found, input_quantizers, put
 from dqss.repair.keeping import KeptSteps
 from dqss.repair.settings import RepairSettings
 from dqss.repair.straight import StraightRounding
@@ -52,23 +53,6 @@ class NetworkErrors:
     held_out: tuple[float, float]
     changed: float
     kept: bool
-
-
-@dataclass(frozen=True)
-class NetworkFound:
-    """What was learned, by layer.
-
-    Attributes:
-        codes: integer codes of weights.
-        scales: steps ``[C]`` of inputs.
-        biases: ``[C]``.
-        errors: before and after.
-    """
-
-    codes: dict[str, Tensor] = field(default_factory=dict)
-    scales: dict[str, Tensor] = field(default_factory=dict)
-    biases: dict[str, Tensor] = field(default_factory=dict)
-    errors: NetworkErrors | None = None
 
 
 class NetworkReconstruction:
@@ -103,7 +87,9 @@ class NetworkReconstruction:
         self.settings, self.seed = settings, seed
         self.device = next(iter(self.weights.values()))[0].device
 
-    def run(self, kept: KeptSteps, advance: Callable[[int], None] = lambda count: None) -> NetworkFound:
+    def run(
+        self, kept: KeptSteps, advance: Callable[[int], None] = lambda count: None
+    ) -> tuple[Found, NetworkErrors]:
         """Learn, and keep that if it is better on what was held out.
 
         Raises:
@@ -113,17 +99,17 @@ class NetworkReconstruction:
         if not torch.isfinite(torch.tensor(before)):
             raise NonFiniteError(f"repair: the distance to the float network is {before} before it is tuned")
         found = self._learn(kept, advance)
-        earlier = self._put(found)
+        undo = self.put(found)
         after = self.error()
         better = after < before
         if not better:
-            earlier()
+            undo()
         errors = NetworkErrors((before, after), self._changed(found) if better else 0.0, better)
-        return (
-            NetworkFound(found.codes, found.scales, found.biases, errors)
-            if better
-            else NetworkFound(errors=errors)
-        )
+        return found if better else Found(), errors
+
+    def put(self, found: Found) -> Callable[[], None]:
+        """Put what was found into the network; gives back what undoes it."""
+        return put(self.network, found, {name: codes.grid for name, (_, codes) in self.weights.items()})
 
     @torch.no_grad()
     def error(self) -> float:
@@ -146,7 +132,7 @@ class NetworkReconstruction:
             wanted = self.distance.read(call_model(self.exact, _copy(inputs)))
         return self.distance(call_model(self.network, _copy(inputs)), wanted)
 
-    def _learn(self, kept: KeptSteps, advance: Callable[[int], None]) -> NetworkFound:
+    def _learn(self, kept: KeptSteps, advance: Callable[[int], None]) -> Found:
         settings = self.settings
         with self._learning() as learning, torch.enable_grad():
             optimizer = torch.optim.Adam(learning.groups)
@@ -183,7 +169,9 @@ class NetworkReconstruction:
         settings, found = self.settings, _Learning()
         sizes = self._output_sizes()
         with ExitStack() as stack:
-            for name, quantizer in self._quantizers().items():
+            for name, quantizer in input_quantizers(self.network).items():
+                if name in self.fixed:
+                    continue
                 layer = self.network.get_submodule(name)
                 generator = torch.Generator()  # nothing is dropped
                 step = DroppingQuantizer(quantizer, 0.0, True, generator).to(self.device)
@@ -207,15 +195,6 @@ class NetworkReconstruction:
                 found.add(layer.bias, settings.network_step_learning_rate * size)
             yield found
 
-    def _quantizers(self) -> dict[str, Quantizer]:
-        """Of the inputs of layers, those whose step is their own."""
-        found = {}
-        for name, module in self.network.named_modules():
-            quantizer = getattr(module, INPUT_QUANTIZER, None)
-            if isinstance(quantizer, Quantizer) and name not in self.fixed:
-                found[name] = quantizer
-        return found
-
     @torch.no_grad()
     def _output_sizes(self) -> dict[str, float]:
         """Root mean square of what each rounded layer with a bias gives in the float network."""
@@ -234,37 +213,7 @@ class NetworkReconstruction:
             call_model(self.exact, to_device(self.samples.batch(rows), self.device))
         return sums
 
-    @torch.no_grad()
-    def _put(self, found: NetworkFound) -> Callable[[], None]:
-        """Put it into the network; gives back what undoes it."""
-        quantizers = self._quantizers()
-        earlier: list[tuple[nn.Module, str, Any]] = []
-        grids = {name: quantizers[name].grid() for name in found.scales}
-        before = {name: (grid.scale.clone(), grid.zero_point.clone()) for name, grid in grids.items()}
-
-        def replace(name: str, part: str, value: Tensor) -> None:
-            layer = self.network.get_submodule(name)
-            earlier.append((layer, part, getattr(layer, part)))
-            setattr(layer, part, nn.Parameter(value, requires_grad=False))
-
-        for name, integers in found.codes.items():
-            weight, codes = self.weights[name]
-            values = Codes(integers.to(self.device), codes.grid).dequantize()
-            replace(name, "weight", values.to(weight.dtype))
-        for name, bias in found.biases.items():
-            replace(name, "bias", bias.to(self.network.get_submodule(name).weight))  # type: ignore[arg-type]
-        for name, scale in found.scales.items():
-            quantizers[name].load_grid(scale, before[name][1])
-
-        def undo() -> None:
-            for layer, part, value in earlier:
-                setattr(layer, part, value)
-            for name, grid in before.items():
-                quantizers[name].load_grid(*grid)
-
-        return undo
-
-    def _changed(self, found: NetworkFound) -> float:
+    def _changed(self, found: Found) -> float:
         total = changed = 0
         for name, integers in found.codes.items():
             changed += int((self.weights[name][1].integers.cpu() != integers).sum())
@@ -284,9 +233,9 @@ class _Learning:
     def add(self, parameter: nn.Parameter, rate: float) -> None:
         self.groups.append({"params": [parameter], "lr": rate})
 
-    def found(self) -> NetworkFound:
+    def found(self) -> Found:
         """As it stands, on the CPU."""
-        return NetworkFound(
+        return Found(
             {name: rounding.codes().integers.cpu() for name, rounding in self.roundings.items()},
             {name: step.scale().detach().cpu() for name, step in self.steps.items()},
             {name: bias.detach().to("cpu", torch.float32).clone() for name, bias in self.biases.items()},

@@ -7,10 +7,9 @@ activations are quantized at random (QDrop, arXiv 2203.05740).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import cos, pi
 
 import torch
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 from dqss.attach import INPUT_QUANTIZER, attach_weight, detach_weight
 from dqss.errors import NonFiniteError
 from dqss.mixing import Codes, Grid
-from dqss.quantizers import Quantizer
+from dqss.randomness import generator_for
 from dqss.repair.chance import chances
 from dqss.repair.dropping import DroppingQuantizer
+from dqss.repair.found import Found, input_quantizers, put
 from dqss.repair.rounding import SoftRounding, regularizer
 from dqss.repair.settings import RepairSettings
 from dqss.repair.units import Unit
@@ -64,21 +64,6 @@ class UnitErrors:
     kept: bool
 
 
-@dataclass(frozen=True)
-class Found:
-    """What was learned of a unit.
-
-    Attributes:
-        codes: integer codes by layer.
-        scales: steps ``[C]`` of the inputs of layers, where they learned.
-        errors: before and after.
-    """
-
-    codes: dict[str, Tensor] = field(default_factory=dict)
-    scales: dict[str, Tensor] = field(default_factory=dict)
-    errors: UnitErrors | None = None
-
-
 class Reconstruction:
     """Of one unit.
 
@@ -102,14 +87,12 @@ class Reconstruction:
     ) -> None:
         self.fixed = fixed
         self.network, self.unit, self.weights, self.settings = network, unit, dict(weights), settings
-        digest = hashlib.sha256(f"{seed}/{unit.name}".encode()).digest()
         self.device = next(iter(self.weights.values()))[0].device
-        own = int.from_bytes(digest[:8], "little") >> 1
-        self.generator = torch.Generator().manual_seed(own)
+        self.generator = generator_for(seed, unit.name)
         on_cpu = self.device.type == "cpu"
-        self.chance = self.generator if on_cpu else torch.Generator(self.device).manual_seed(own)
+        self.chance = self.generator if on_cpu else generator_for(seed, unit.name, device=self.device)
 
-    def run(self, data: Data, advance: Callable[[], None] = lambda: None) -> Found:
+    def run(self, data: Data, advance: Callable[[], None] = lambda: None) -> tuple[Found, UnitErrors]:
         """Learn, round for good, and keep that if it is better on what was held out.
 
         Raises:
@@ -119,19 +102,19 @@ class Reconstruction:
         if not all(torch.isfinite(torch.tensor(before))):
             raise NonFiniteError(f"repair: the error of {self.unit.name!r} is {before[0]} before it is tuned")
         found = self._learn(data, before[0], advance)
-        earlier = self._put(found)
+        undo = self.put(found)
         after = self.errors(data)
         judge = 1 if data.learned < len(data.wanted) else 0
         kept = after[judge] < before[judge]
         changed = self._changed(found)
         if not kept:
-            earlier()
+            undo()
         errors = UnitErrors((before[0], after[0]), (before[1], after[1]), changed if kept else 0.0, kept)
-        return Found(found.codes if kept else {}, found.scales if kept else {}, errors)
+        return found if kept else Found(), errors
 
-    def put(self, found: Found) -> None:
-        """Use what was found earlier."""
-        self._put(found)
+    def put(self, found: Found) -> Callable[[], None]:
+        """Put what was found into the network; gives back what undoes it."""
+        return put(self.network, found, {name: grid for name, (_, grid) in self.weights.items()})
 
     @torch.no_grad()
     def errors(self, data: Data) -> tuple[float, float]:
@@ -212,7 +195,7 @@ class Reconstruction:
         """Soft roundings and dropping quantizers in the place of what is there."""
         roundings, steps = {}, {}
         with ExitStack() as stack:
-            for name, quantizer in self._input_quantizers().items():
+            for name, quantizer in input_quantizers(self.network, self.unit.modules).items():
                 layer = self.network.get_submodule(name)
                 learn = self.settings.learn_steps and self.settings.drop < 1 and name not in self.fixed
                 step = DroppingQuantizer(quantizer, self.settings.drop, learn, self.chance)
@@ -225,39 +208,6 @@ class Reconstruction:
                 attach_weight(layer, roundings[name])
                 stack.callback(detach_weight, layer)
             yield roundings, steps
-
-    def _input_quantizers(self) -> dict[str, Quantizer]:
-        """Of all layers inside, whether their weights are reconstructed or not."""
-        found = {}
-        for root in self.unit.modules:
-            for name, module in self.network.get_submodule(root).named_modules(prefix=root):
-                quantizer = getattr(module, INPUT_QUANTIZER, None)
-                if isinstance(quantizer, Quantizer):
-                    found[name] = quantizer
-        return found
-
-    @torch.no_grad()
-    def _put(self, found: Found) -> Callable[[], None]:
-        """Put codes and scales into the network; gives back what undoes it."""
-        quantizers = self._input_quantizers()
-        weights = {name: self.network.get_submodule(name).weight for name in found.codes}
-        grids = {name: quantizers[name].grid() for name in found.scales}
-        before = {name: (grid.scale.clone(), grid.zero_point.clone()) for name, grid in grids.items()}
-        for name, integers in found.codes.items():
-            weight, grid = self.weights[name]
-            codes = Codes(integers.to(self.device), grid)
-            values = codes.dequantize().to(weight.dtype)
-            self.network.get_submodule(name).weight = nn.Parameter(values, requires_grad=False)
-        for name, scale in found.scales.items():
-            quantizers[name].load_grid(scale, before[name][1])
-
-        def undo() -> None:
-            for name, weight in weights.items():
-                self.network.get_submodule(name).weight = weight
-            for name, grid in before.items():
-                quantizers[name].load_grid(*grid)
-
-        return undo
 
     def _changed(self, found: Found) -> float:
         total = changed = 0

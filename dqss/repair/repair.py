@@ -25,9 +25,10 @@ from dqss.precision import full_precision
 from dqss.progress import Reporter
 from dqss.repair.bias import correct_biases
 from dqss.repair.cache import Rows, Store
+from dqss.repair.found import Found
 from dqss.repair.keeping import Kept, KeptSteps
-from dqss.repair.network import NetworkErrors, NetworkFound, NetworkReconstruction
-from dqss.repair.reconstruct import Data, Found, Reconstruction, UnitErrors
+from dqss.repair.network import NetworkErrors, NetworkReconstruction
+from dqss.repair.reconstruct import Data, Reconstruction, UnitErrors
 from dqss.repair.settings import RepairSettings
 from dqss.repair.units import Unit, capturing, find_units
 from dqss.samples import Samples, inputs_sha256
@@ -104,8 +105,7 @@ def repair_strategy(
         work.learn_together(distance)
     if settings.bias_correction:
         work.correct()
-    network = None if work.together is None else work.together.errors
-    return Repaired(work.result(), work.errors, work.left, network)
+    return Repaired(work.result(), work.errors, work.left, work.network)
 
 
 class _Work:
@@ -130,7 +130,8 @@ class _Work:
         self.exact = prepared_network(model, bundle).eval().requires_grad_(False).to(self.device)
         self.found: dict[str, Found] = {}
         self.errors: dict[str, UnitErrors] = {}
-        self.together: NetworkFound | None = None
+        self.together = Found()
+        self.network: NetworkErrors | None = None
         self.biases: dict[str, Tensor] = {}
         self.left: list[str] = []
 
@@ -157,16 +158,16 @@ class _Work:
             for position, unit in enumerate(units):
                 own = {name: weights[name] for name in unit.layers}
                 task = Reconstruction(self.quantized, unit, own, self.settings, self.seed, self._shared())
-                found = kept.get(position, unit)
-                if found is None:
-                    found = task.run(feed.data(unit), stage.advance)
-                    kept.put(position, unit, found)
+                known = kept.get(position, unit)
+                if known is None:
+                    found, errors = task.run(feed.data(unit), stage.advance)
+                    kept.put(position, unit, found, errors)
                 else:
+                    found, errors = known
                     task.put(found)
                     stage.advance(self.settings.iterations)
-                assert found.errors is not None
-                self.found[unit.name], self.errors[unit.name] = found, found.errors
-                self.reporter.say(_told(unit, found.errors, position, len(units)))
+                self.found[unit.name], self.errors[unit.name] = found, errors
+                self.reporter.say(_told(unit, errors, position, len(units)))
 
     def _weights(self) -> dict[str, tuple[Tensor, Grid]]:
         """Float weight and grid of every layer that can be rounded by itself."""
@@ -242,10 +243,8 @@ class _Work:
         )
         digest = hashlib.sha256(f"{self._identity()} {self._together()} {distance.name}".encode())
         with self.reporter.stage("repair: network", self.settings.network_iterations) as stage:
-            found = task.run(KeptSteps(self.folder, digest.hexdigest()), stage.advance)
-        self.together, errors = found, found.errors
-        assert errors is not None
-        before, after = errors.held_out
+            self.together, errors = task.run(KeptSteps(self.folder, digest.hexdigest()), stage.advance)
+        self.network, (before, after) = errors, errors.held_out
         word = "" if errors.kept else ", not better and left as it was"
         self.reporter.say(
             f"repaired the network: distance on held-out inputs {before:.4g} -> {after:.4g}{word}"
@@ -291,13 +290,10 @@ class _Work:
     def result(self) -> Bundle:
         """The strategy with what was found in its tensors."""
         tensors = dict(self.bundle.tensors)
-        codes = {name: c for found in self.found.values() for name, c in found.codes.items()}
-        scales = {name: s for found in self.found.values() for name, s in found.scales.items()}
-        biases = dict(self.biases)
-        if self.together is not None:
-            codes |= self.together.codes
-            scales |= self.together.scales
-            biases = {**self.together.biases, **biases}
+        several = [*self.found.values(), self.together, Found(biases=self.biases)]
+        codes = {name: each for found in several for name, each in found.codes.items()}
+        scales = {name: each for found in several for name, each in found.scales.items()}
+        biases = {name: each for found in several for name, each in found.biases.items()}
         tensors |= {f"{name}.weight.codes": value for name, value in codes.items()}
         tensors |= {f"{name}.activation.scale": value for name, value in scales.items()}
         tensors |= {f"{name}.bias": value for name, value in biases.items()}
@@ -317,8 +313,8 @@ class _Work:
             "blocks": {name: _plain(errors) for name, errors in self.errors.items()},
             "left": self.left,
         }
-        if self.together is not None and self.together.errors is not None:
-            record["network"] = _plain(self.together.errors)
+        if self.network is not None:
+            record["network"] = _plain(self.network)
         strategy = self.bundle.strategy.model_copy(update={"layers": layers, "repair": record})
         return Bundle(strategy.model_copy(update={"tensors_sha256": None}), tensors)
 

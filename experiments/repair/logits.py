@@ -24,8 +24,9 @@ from dqss.attach import INPUT_QUANTIZER
 from dqss.measure import Evaluator
 from dqss.mixing import GridStack, mix_fake_quantize
 from dqss.progress import Reporter
+from dqss.repair.found import Found
 from dqss.repair.keeping import KeptSteps
-from dqss.repair.network import NetworkFound, NetworkReconstruction, _Learning
+from dqss.repair.network import NetworkReconstruction, _Learning
 from dqss.repair.repair import _Work
 from experiments.harness import Table, preset, quiet, study_parser
 from experiments.repair.run import ADAROUND, COLUMNS, HERE, TOGETHER, Setting, Subject, inputs_of
@@ -92,8 +93,9 @@ class Jointly(NetworkReconstruction):
                 found.add(self.drawn[name].logits, RATE)
             yield found
 
-    def _put(self, found: NetworkFound) -> Callable[[], None]:
-        undo = super()._put(found)
+    def put(self, found: Found) -> Callable[[], None]:
+        """Candidates of activations too, where they were drawn."""
+        undo = super().put(found)
         moved = 0
         for name, drawn in self.drawn.items():
             best = int(drawn.logits.detach().argmax())
@@ -135,12 +137,12 @@ def main() -> None:
             task = Jointly(work.quantized, work.exact, codes, *given)
             task.evaluator, task.places = evaluator, start
             started = time.perf_counter()
-            found = task.run(KeptSteps(None, ""))
+            _, errors = task.run(KeptSteps(None, ""))
             seconds = time.perf_counter() - started
             quality = study.held_out.measure_module(work.quantized)
             dev = float("nan") if study.dev is None else study.dev.measure_module(work.quantized).kl
             gain = quality.gain_over(study.held_out.float())
-            print(row, "moved", *task.moved, found.errors)
+            print(row, "moved", *task.moved, errors)
             table.add(*key, quality.kl, quality.top1, *gain, dev, 0.0, seconds)
 
 

@@ -17,9 +17,10 @@ from dqss.choice import TensorChoice
 from dqss.errors import UserError
 from dqss.mixing import Codes, Grid
 from dqss.progress import Interrupted, Reporter
+from dqss.randomness import generator_for
 from dqss.repair import RepairSettings, repair_strategy
 from dqss.repair import network as network_module
-from dqss.repair.blending import blend, can_blend, generator_for
+from dqss.repair.blending import blend, can_blend
 from dqss.repair.repair import _Work
 from dqss.repair.straight import StraightRounding
 from dqss.spec import PerChannel, QuantSpec
