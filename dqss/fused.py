@@ -7,8 +7,9 @@ nothing can be compiled (no C++ compiler, say) the eager loops run, after one wa
 Shapes: ``x`` and ``grad`` are ``[A, C, B]``; ``scale``, ``low`` and ``high`` ``[K, C]`` with
 bounds of ``code - zero_point``; ``weights`` ``[K]``. C is 1 per tensor. ``grids`` are the three of
 them as one, ``[3, K, C]``. Where one option alone was drawn, ``quantize`` gets the grid of that one,
-``[3, C]``, and ``drawn_backward`` both. Codes are ``[K, C T, n]``, each channel in T pieces: long sums
-are compiled to something slow.
+``[3, C]``; ``drawn_backward`` gets the scales of all, their inverses, the bounds :func:`coded`, ``[2, K, C]``, and
+the ``ends`` of that one, ``[2, C]``: the least and the largest value that it does not clip. Codes are
+``[K, C T, n]``, each channel in T pieces: long sums are compiled to something slow.
 """
 
 from __future__ import annotations
@@ -69,17 +70,21 @@ def _mix_backward(
     return passed * grad, torch.stack(sums)
 
 
+def coded(bounds: Tensor) -> Tensor:
+    """Bounds of whole numbers as ``drawn_backward`` takes them; see :data:`_WHOLE`."""
+    return (bounds + _WHOLE).view(torch.int32)
+
+
 def _drawn_backward(
-    x: Tensor, grad: Tensor, grids: Tensor, inverse: Tensor, own: Tensor
+    x: Tensor, grad: Tensor, scale: Tensor, inverse: Tensor, bounds: Tensor, ends: Tensor
 ) -> tuple[Tensor, Tensor]:
-    codes = torch.round(x / own[0][:, None])
-    inside = codes == torch.clamp(codes, own[1][:, None], own[2][:, None])
-    scale, low, high = grids[0], (grids[1] + _WHOLE).view(torch.int32), (grids[2] + _WHOLE).view(torch.int32)
+    inside = (x >= ends[0][:, None]) & (x <= ends[1][:, None])
     sums = []
     for k in range(scale.shape[0]):
         # Only sums come of these codes: what a division would round otherwise, at ties, is lost in them.
         shifted = (x * inverse[k][:, None] + _WHOLE).view(torch.int32)
-        codes = torch.clamp(shifted, low[k][:, None], high[k][:, None]).view(torch.float32) - _WHOLE
+        clamped = torch.clamp(shifted, bounds[0, k][:, None], bounds[1, k][:, None])
+        codes = clamped.view(torch.float32) - _WHOLE
         sums.append(((grad * codes).sum((0, 2)) * scale[k]).sum())
     return torch.where(inside, grad, 0.0), torch.stack(sums)
 

@@ -106,9 +106,36 @@ class GridStack:
         """The same of each of the K candidates, ``[3, C]`` in memory of their own."""
         return [self.parts[:, row].clone() for row in self.distinct.rows]
 
+    @cached_property
+    def bounds(self) -> Tensor:
+        """Both bounds, ``[2, U, C]``, as the fused loops take them."""
+        return fused.coded(self.parts[1:])
+
+    @cached_property
+    def ends(self) -> list[Tensor]:
+        """Of each of the K candidates the least and the largest value that it does not clip, ``[2, C]``."""
+        ends = torch.stack((_least(self.scale, self.low), -_least(self.scale, -self.high)))
+        return [ends[:, row].clone() for row in self.distinct.rows]
+
     def fits(self, shape: torch.Size) -> bool:
         """Whether a tensor of ``shape`` has as many channels."""
         return channel_count(shape, self.granularity) == self.scale.shape[1]
+
+
+_ULPS = 4
+"""A quotient of fp32 numbers, and half a step taken from their product, are off by fewer."""
+
+
+def _least(scale: Tensor, low: Tensor) -> Tensor:
+    """The least fp32 number that, divided by ``scale`` and rounded, is not below ``low``."""
+    infinity = torch.full_like(scale, math.inf)
+    limit = torch.finfo(torch.float32).max
+    least = ((low - 0.5) * scale).clamp(-limit, limit)
+    for _ in range(_ULPS):
+        least = torch.nextafter(least, -infinity)
+    for _ in range(2 * _ULPS):
+        least = torch.where(torch.round(least / scale) < low, torch.nextafter(least, infinity), least)
+    return least.clamp(min=-limit)
 
 
 class _MixFakeQuantize(torch.autograd.Function):
@@ -154,8 +181,9 @@ class _DrawnFakeQuantize(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         grids: GridStack = ctx.grids
         blocks, grad = (as_blocks(part, grids.granularity) for part in (x, grad_outputs[0]))
+        work, ends = x.numel() * len(grids.scale), grids.ends[ctx.place]
         passed, sums = fused.drawn_backward(
-            x.numel() * len(grids.scale), blocks, grad, grids.parts, grids.inverse, grids.alone[ctx.place]
+            work, blocks, grad, grids.scale, grids.inverse, grids.bounds, ends
         )
         sums = grids.distinct.share(sums)
         return from_blocks(passed, x.shape, grids.granularity).to(x.dtype), sums, None, None
