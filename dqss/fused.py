@@ -6,10 +6,10 @@ nothing can be compiled (no C++ compiler, say) the eager loops run, after one wa
 
 Shapes: ``x`` and ``grad`` are ``[A, C, B]``; ``scale``, ``low`` and ``high`` ``[K, C]`` with
 bounds of ``code - zero_point``; ``weights`` ``[K]``. C is 1 per tensor. ``grids`` are the three of
-them as one, ``[3, K, C]``. Where one option alone was drawn, ``quantize`` gets the grid of that one,
-``[3, C]``; ``drawn_backward`` gets the scales of all, their inverses, the bounds :func:`coded`, ``[2, K, C]``, and
-the ``ends`` of that one, ``[2, C]``: the least and the largest value that it does not clip. Codes are
-``[K, C T, n]``, each channel in T pieces: long sums are compiled to something slow.
+them as one, ``[3, K, C]``. Where one option alone was drawn, ``quantize`` and ``encode`` get the grid of
+that one, ``[3, C]``; ``drawn_backward`` gets the scales of all, their inverses, the bounds :func:`coded`,
+``[2, K, C]``, and the ``ends`` of that one, ``[2, C]``: the least and the largest value that it does not
+clip. Codes are ``[K, C T, n]``, each channel in T pieces: long sums are compiled to something slow.
 """
 
 from __future__ import annotations
@@ -68,6 +68,16 @@ def _mix_backward(
         passed = passed + torch.where(codes == clipped, weights[k], 0.0)
         sums.append(((grad * clipped).sum((0, 2)) * scale[k]).sum())
     return passed * grad, torch.stack(sums)
+
+
+def _encode(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    step, low, high = grid[0][:, None], grid[1][:, None], grid[2][:, None]
+    codes = torch.clamp(torch.round(x / step), low, high) - low
+    return codes.to(torch.uint8), (x * 0.0).sum()
+
+
+def _turn(last: Tensor) -> Tensor:
+    return last.permute(0, 3, 1, 2).contiguous()
 
 
 def coded(bounds: Tensor) -> Tensor:
@@ -186,6 +196,8 @@ class Kernel:
 
 
 quantize = Kernel(_quantize)
+encode = Kernel(_encode)
+turn = Kernel(_turn)
 drawn_backward = Kernel(_drawn_backward)
 restore = Kernel(_restore)
 mix = Kernel(_mix)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -113,10 +113,19 @@ class MixedQuantizer(nn.Module, ABC):
         """Keep what a calibrated quantizer needs, and forget what it was calibrated with."""
 
 
+class Product(Protocol):
+    """A layer that quantizes its input itself where it can; see :mod:`dqss.integers`."""
+
+    def applies(self, x: Tensor) -> bool:
+        """Whether it does so with ``x``."""
+
+
 class MixedActivation(MixedQuantizer):
     """Mixture of quantizations of a layer's input; observes it while calibrating."""
 
     role = Role.ACTIVATION
+    product: Product | None = None
+    """What leaves nothing to do here, wherever it applies."""
 
     def __init__(self, candidates: Sequence[Candidate], decision: Decision, shape: torch.Size) -> None:
         super().__init__(candidates, decision, shape)
@@ -137,10 +146,12 @@ class MixedActivation(MixedQuantizer):
         if self.alone:
             found: Tensor = self[self.decision.choice](x)
             return found
+        if self.product is not None and self.product.applies(x):
+            return x
         weights, place = self.decision.mixture()
-        return mix_fake_quantize(x, weights, self._grids(x.shape), place)
+        return mix_fake_quantize(x, weights, self.grids(x.shape), place)
 
-    def _grids(self, shape: torch.Size) -> GridStack:
+    def grids(self, shape: torch.Size) -> GridStack:
         """All grids, stacked once: after calibration they stay as they are."""
         if self._stack is None or not self._stack.fits(shape):
             grids = [self[k].grid() for k in range(len(self.candidates))]

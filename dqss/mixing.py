@@ -117,11 +117,26 @@ class GridStack:
         ends = torch.stack((_least(self.scale, self.low), -_least(self.scale, -self.high)))
         return [ends[:, row].clone() for row in self.distinct.rows]
 
+    @cached_property
+    def byte_grids(self) -> list[tuple[float, int] | None]:
+        """Of each of the K candidates scale and code of zero, where codes from 0 on fit into a byte.
+
+        None where they do not, and for grids with channels.
+        """
+        if self.scale.shape[1] != 1:
+            return [None] * len(self.distinct.rows)
+        found = [
+            (scale, int(-low)) if high - low <= _BYTE else None
+            for scale, low, high in self.parts[..., 0].T.tolist()
+        ]
+        return [found[row] for row in self.distinct.rows]
+
     def fits(self, shape: torch.Size) -> bool:
         """Whether a tensor of ``shape`` has as many channels."""
         return channel_count(shape, self.granularity) == self.scale.shape[1]
 
 
+_BYTE = 255
 _ULPS = 4
 """A quotient of fp32 numbers, and half a step taken from their product, are off by fewer."""
 
@@ -179,14 +194,21 @@ class _DrawnFakeQuantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (x,) = ctx.saved_tensors
-        grids: GridStack = ctx.grids
-        blocks, grad = (as_blocks(part, grids.granularity) for part in (x, grad_outputs[0]))
-        work, ends = x.numel() * len(grids.scale), grids.ends[ctx.place]
-        passed, sums = fused.drawn_backward(
-            work, blocks, grad, grids.scale, grids.inverse, grids.bounds, ends
-        )
-        sums = grids.distinct.share(sums)
-        return from_blocks(passed, x.shape, grids.granularity).to(x.dtype), sums, None, None
+        return *drawn_gradients(x, grad_outputs[0], ctx.grids, ctx.place), None, None
+
+
+def drawn_gradients(x: Tensor, grad: Tensor, grids: GridStack, place: int) -> tuple[Tensor, Tensor]:
+    """The way back through ``on_grid``: gradients of ``x``, and of the weights ``[K]`` of all candidates.
+
+    Args:
+        x: what was quantized.
+        grad: of what it was quantized to.
+        grids, place: see :func:`on_grid`.
+    """
+    blocks, grad = (as_blocks(part, grids.granularity) for part in (x, grad))
+    work, ends = x.numel() * len(grids.scale), grids.ends[place]
+    passed, sums = fused.drawn_backward(work, blocks, grad, grids.scale, grids.inverse, grids.bounds, ends)
+    return from_blocks(passed, x.shape, grids.granularity).to(x.dtype), grids.distinct.share(sums)
 
 
 def mix_fake_quantize(
@@ -318,6 +340,12 @@ class CodeStack:
         """The weight of one candidate, bit for bit ``codes[index].dequantize()``."""
         scale, codes = self.alone[self.distinct.rows[index]]
         return self.restore(fused.restore(codes.numel(), scale, codes))
+
+    @cached_property
+    def in_bytes(self) -> bool:
+        """Whether codes are bytes, with a scale for each row of the weight or one for all."""
+        rows = self.granularity in (PerTensor(), PerChannel(0))
+        return self.steps.dtype is torch.int8 and rows
 
     @cached_property
     def alone(self) -> list[tuple[Tensor, Tensor]]:

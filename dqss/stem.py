@@ -22,13 +22,14 @@ FEW = 4
 
 def hasten(layer: nn.Module) -> None:
     """Use the faster gradient in ``layer`` where it is one for which that pays."""
-    if isinstance(layer, nn.Conv2d) and _fits(layer):
+    if isinstance(layer, nn.Conv2d) and fits(layer):
         # Beside the method of its class, which goes on padding as ever.
         forward = partial(_forward, layer.stride[0], layer.padding)  # type: ignore[arg-type]
         layer._conv_forward = forward  # type: ignore[method-assign]
 
 
-def _fits(layer: nn.Conv2d) -> bool:
+def fits(layer: nn.Conv2d) -> bool:
+    """Whether the gradient of the input is faster here."""
     stride = layer.stride[0]
     return (
         type(layer)._conv_forward is nn.Conv2d._conv_forward

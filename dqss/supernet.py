@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from dqss import pooling, quantizers, stem
+from dqss import integers, pooling, quantizers, stem
 from dqss.attach import (
     attach_input,
     attach_weight,
@@ -116,6 +116,8 @@ class Supernet(nn.Module):
             activation = self.activation_type(candidates.activation, decision, input_shape(module, info))
             attach_input(module, activation)
             stem.hasten(module)
+        if weight is not None and activation is not None:
+            integers.hasten(module, weight, activation)
         return SearchableLayer(info, module, weight, activation)
 
     def _check_frozen(self, info: LayerInfo, candidates: LayerCandidates) -> None:
@@ -366,6 +368,8 @@ class Supernet(nn.Module):
             if layer.weight is not None and not weight_read:
                 detach_weight(layer.module)
                 layer.weight = None
+                if layer.activation is not None:
+                    layer.activation.product = None
             if layer.weight is None and layer.activation is None:
                 self.coverage.unused.append(name)
                 del self.layers[name]
