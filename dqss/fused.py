@@ -115,7 +115,7 @@ def _mix_codes_backward(grad: Tensor, scale: Tensor, codes: Tensor) -> Tensor:
     return (sums.view(*scale.shape, -1).sum(2) * scale).sum(1)
 
 
-def _bare(tensor: Tensor) -> Tensor:
+def bare(tensor: Tensor) -> Tensor:
     """The same memory as a tensor with no history: a view's base would be compiled for as well."""
     if not (tensor._is_view() or tensor.requires_grad):
         return tensor
@@ -172,11 +172,11 @@ class Kernel:
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             self.compiled = torch.compile(self.eager, dynamic=True)
         try:
-            bare = [_bare(arg) for arg in args]
+            plain = [bare(arg) for arg in args]
             with self._room_for(args):
                 if key is None or key in self._direct:
-                    return self.compiled(*bare)
-                result, self._direct[key] = watched(self.compiled, bare)
+                    return self.compiled(*plain)
+                result, self._direct[key] = watched(self.compiled, plain)
                 return result
         except Exception as error:
             # Whatever the compiler trips over, the eager form computes the same.

@@ -84,8 +84,7 @@ class Rows(Geometry):
         zeros = torch.zeros(len(scale), dtype=torch.int32)
         made: Tensor = ops.qlinear_pointwise(rows, *grid, packed, scale, zeros, bias, *_PLAIN)
         # Networks may write into it, which autograd refuses for a view that a function of ours has made.
-        whole = torch.empty(0)
-        return whole.set_(made.untyped_storage(), 0, (*codes.shape[:-1], len(scale)))
+        return fused.bare(made.view(*codes.shape[:-1], len(scale)))
 
     def gradients(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Geometry.gradients`."""
