@@ -9,7 +9,6 @@ modelopt.csv; rows that are there already are not computed again.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -22,7 +21,7 @@ from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.samples import Samples
 from dqss.search_spaces.studies import eight
-from experiments.benchmarks.timing import timed
+from experiments.benchmarks.timing import clock, timed
 from experiments.harness import CPU, Table, quiet
 from experiments.imagenet_mobile.run import Network
 from experiments.modelopt import BATCH, Format, auto_quantize, labelled, quantize, w8a8
@@ -87,9 +86,10 @@ def fill(table: Table, network: Network, settings: PTQSettings) -> None:
         if name.startswith("dqss"):
             warm_up(model, network.samples)
         units = [timed(run, device) for _ in range(PASSES)]
-        started = time.perf_counter()
+        now = clock(device)
+        started = now()
         found, note = tool()
-        seconds = time.perf_counter() - started
+        seconds = now() - started
         units += [timed(run, device) for _ in range(PASSES)]
         judged = network.held_out.measure_module(found.eval())
         table.add(name, len(images), *in_units(seconds, units), judged.kl, judged.top1, seconds, note)
