@@ -24,10 +24,8 @@ SMALLEST = (
     "mobilenetv3_small_050",  # batch norms with activations, squeeze and excitation
     "nf_regnet_b0",  # standardized weights, "same" padding
     "mobileone_s0",  # branches to merge
-    "xcit_nano_12_p16_224",  # attention over channels
-    "edgenext_xx_small",  # splits, layer scale
-    "mobilevit_xxs",  # convolutions and attention
 )
+"""What is prepared in ways of its own; attention is in the test after this one, all families in the slow one."""
 QUICK = PTQSettings(
     steps=2, batch_size=2, refine=RefineSettings(passes=4, alternatives=1), finalists=1, discrete_every=0
 )
