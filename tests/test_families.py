@@ -25,7 +25,7 @@ SMALLEST = (
     "nf_regnet_b0",  # standardized weights, "same" padding
     "mobileone_s0",  # branches to merge
 )
-"""Prepared in ways of their own. Attention is in the test after this one, all families are in the slow one."""
+"""Prepared in ways of their own. Attention is in the next test, all families are in the slow one."""
 QUICK = PTQSettings(
     steps=2, batch_size=2, refine=RefineSettings(passes=4, alternatives=1), finalists=1, discrete_every=0
 )
