@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +35,18 @@ POSITIONS = 1024
 """Outputs of a channel at least, in a batch: the weight's codes are put in order for each pass."""
 DEPTH = 192
 """Products in a sum at least: what is left to do for each output is as much as with floats."""
-PRODUCTS = 1 << 27
+PRODUCTS = 1 << 25
 """In a layer at least: with fewer, most of the time goes to what is around them."""
+TURNED = 4
+"""Times as many where outputs have to be turned round, see :func:`_channels_first`."""
 _DRAWN = (Sampled, StraightThroughGumbel)
 
 
 class Geometry(ABC):
     """What a kind of layer does with codes, and with gradients."""
+
+    turned: ClassVar[bool]
+    """Whether the library's outputs have another layout than the layer's."""
 
     @abstractmethod
     def sizes(self, x: torch.Size, weight: torch.Size) -> tuple[int, int]:
@@ -70,6 +75,8 @@ class Geometry(ABC):
 class Rows(Geometry):
     """Of ``nn.Linear``."""
 
+    turned: ClassVar[bool] = False
+
     def sizes(self, x: torch.Size, weight: torch.Size) -> tuple[int, int]:
         """See :meth:`Geometry.sizes`."""
         return x.numel() // max(x[-1], 1), weight[1]
@@ -95,6 +102,8 @@ class Rows(Geometry):
 @dataclass(frozen=True)
 class Windows(Geometry):
     """Of ``nn.Conv2d`` without groups, padded with zeros."""
+
+    turned: ClassVar[bool] = True
 
     stride: tuple[int, int]
     padding: tuple[int, int]
@@ -195,8 +204,9 @@ class Product:
         if shape not in self._pays:
             weight = self.weight.stack.shape
             positions, depth = self.geometry.sizes(shape, weight)
-            enough = positions >= POSITIONS and depth >= DEPTH
-            self._pays[shape] = enough and positions * depth * weight[0] >= PRODUCTS
+            least = PRODUCTS * TURNED if self.geometry.turned else PRODUCTS
+            enough = positions * depth * weight[0] >= least
+            self._pays[shape] = enough and positions >= POSITIONS and depth >= DEPTH
         return self._pays[shape]
 
 

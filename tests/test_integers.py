@@ -24,7 +24,7 @@ INPUTS = ("minmax", {"name": "percentile", "p": 80.0}, "aciq_gaussian")
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("POSITIONS", "DEPTH", "PRODUCTS"):
+    for name in ("POSITIONS", "DEPTH", "PRODUCTS", "TURNED"):
         monkeypatch.setattr(integers, name, 1)
     monkeypatch.setattr(fused, "SMALL", 1)
 
