@@ -77,8 +77,10 @@ def space(bits: int, edges: int) -> SearchSpace:
 class Study:
     """The network, and whole pictures to measure on: nothing is chosen with them."""
 
-    def __init__(self, data: Path, settings: PTQSettings, trainer: Mapping[str, Any] = CPU) -> None:
-        self.data, self.settings, self.trainer = data, settings, trainer
+    def __init__(
+        self, data: Path, settings: PTQSettings, trainer: Mapping[str, Any] = CPU, patch: int = PATCH
+    ) -> None:
+        self.data, self.settings, self.trainer, self.patch = data, settings, trainer, patch
         loaded = super_resolution("rlfn", SCALE, data / "weights" / "rlfn_x4.pth")
         self.model: nn.Module = loaded.module
         self.input = loaded.input
@@ -105,9 +107,9 @@ class Study:
         with supernet.assign(assignment):
             return self.psnr(supernet, "Set5"), self.psnr(supernet, "Set14")
 
-    def patches(self, seed: int, patch: int = PATCH) -> Samples:
-        """Another choice for each seed; ``patch`` pixels a side."""
-        data = Pictures(self.data / "BSDS_train", None, PATCHES, patch, seed)
+    def patches(self, seed: int, patch: int | None = None) -> Samples:
+        """Another choice for each seed; ``patch`` pixels a side, by default those of the study."""
+        data = Pictures(self.data / "BSDS_train", None, PATCHES, patch or self.patch, seed)
         data.configure(self.input)
         return data.calibration()
 
@@ -124,7 +126,7 @@ class Study:
         )
         seconds, supernet = time.perf_counter() - started, result.supernet
         found, metrics = result.discretized, result.metrics
-        suffix = suffix_of(loss, settings.smooth)
+        suffix = suffix_of(loss, settings.smooth, self.patch)
         spent = metrics["evaluations"]
         assignments = found.assignments
         both = self.both(supernet, assignments["refined"])
@@ -171,9 +173,10 @@ def bundle_of(result: SearchResult, assignment: Assignment) -> Bundle:
     return make_bundle(result.supernet, assignment, prepared, info, first, **fields)
 
 
-def suffix_of(loss: str, smooth: bool) -> str:
+def suffix_of(loss: str, smooth: bool, patch: int) -> str:
     """Of a row's name: what is not as in the main table."""
-    return ("" if loss == "output" else f"_{loss}") + ("_smoothed" if smooth else "")
+    parts = [loss] * (loss != "output") + ["smoothed"] * smooth + [f"{patch}px"] * (patch != PATCH)
+    return "".join(f"_{part}" for part in parts)
 
 
 def alike(name: str) -> bool:
@@ -193,6 +196,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--loss", choices=["output", "picture"], default="output")
+    parser.add_argument("--patch", type=int, default=PATCH, help="pixels a side of a patch")
     parser.add_argument("--smooth", action="store_true", help="first smooth ranges of channels")
     parser.add_argument("--repair", nargs="*", default=[], choices=REPAIRS, help="rounding that is learned")
     parser.add_argument("--uniform", choices=["alike", "all"], help="measure uniform pairs, and nothing else")
@@ -210,11 +214,11 @@ def main() -> None:
         discrete_every=0,
         smooth=arguments.smooth,
     )
-    study = Study(arguments.data, settings, {"accelerator": arguments.accelerator})
+    study = Study(arguments.data, settings, {"accelerator": arguments.accelerator}, arguments.patch)
     for row in () if table.has("float", "", "", "float") else ("float",):
         both = study.psnr(study.model, "Set5"), study.psnr(study.model, "Set14")
         table.add("float", "", "", row, *both, 0.0, 0, 0.0, "")
-    searched = f"searched{suffix_of(arguments.loss, arguments.smooth)}"
+    searched = f"searched{suffix_of(arguments.loss, arguments.smooth, arguments.patch)}"
     around = [searched, *([searched.replace("searched", "best_uniform")] * (arguments.loss == "output"))]
     wanted = [searched, *(f"{row}+{name}" for row in around for name in arguments.repair)]
     for key in product(arguments.bits, [arguments.edges], arguments.seeds):
