@@ -69,7 +69,7 @@ class Starts:
         return [option.method for option in options if isinstance(option, Candidate)]
 
     def pair(self, weight: str, activation: str) -> dict[str, int]:
-        """The uniform strategy of two algorithms, of which the first of that name counts."""
+        """The uniform strategy of two algorithms, with their parameters."""
         return {
             name: self.methods(name).index(weight if name in self.weights else activation)
             for name in self.decisions
@@ -112,7 +112,7 @@ def main() -> None:
     own, others = starts.estimates(starts.pair("mse", "mse"))
     rows = {
         f"{weight}/{activation}": starts.pair(weight, activation)
-        for weight in ("mse", "lp", "adaround")
+        for weight in ("mse", "lp(p=3)", "adaround")
         for activation in ("mse", "hessian")
     }
     rows["least, of clip ranges"] = starts.least(own, ADDED)
