@@ -1,5 +1,7 @@
 """The studies of super-resolution: what they compare is what they say."""
 
+from itertools import product
+
 import pytest
 
 from dqss.quantizers import LEARNED
@@ -21,8 +23,16 @@ def test_bits_of_edges_and_of_all_others(edges: int) -> None:
 
 
 def test_rows_of_other_settings_have_other_names() -> None:
-    names = {run.suffix_of(loss, smooth) for loss in ("output", "picture") for smooth in (False, True)}
-    assert len(names) == 4 and run.suffix_of("output", False) == ""
+    every = list(product(("output", "picture"), (False, True), (run.PATCH, 64), (False, True)))
+    assert len({run.suffix_of(*settings) for settings in every}) == len(every) == 16
+    assert run.suffix_of("output", False, run.PATCH, False) == ""
+
+
+def test_more_candidates_are_those_of_before_and_one_of_each() -> None:
+    fewer, more = (run.space(6, 8, more).candidates(layer("block_1.c1_r")) for more in (False, True))
+    assert fewer is not None and more is not None
+    assert [c.algorithm for c in more.weight[len(fewer.weight) :]] == ["adaround"]
+    assert [c.algorithm for c in more.activation[len(fewer.activation) :]] == ["hessian"]
 
 
 def test_pairs_of_one_algorithm() -> None:

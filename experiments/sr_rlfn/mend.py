@@ -27,7 +27,7 @@ from dqss.search_spaces import uniform
 from dqss.strategy import ModelInfo, utc_now
 from dqss.uniform import uniform_assignments
 from experiments.harness import Table, quiet, study_parser
-from experiments.sr_rlfn.run import EDGES, PATCH, SHORT, Study
+from experiments.sr_rlfn.run import EDGES, NETWORK, PATCH, SHORT, Study
 
 HERE = Path(__file__).parent
 COLUMNS = ("weight_bits", "bits", "seed", "pair", "prepared", "repair", "set5", "set14", "mse", "seconds")
@@ -39,6 +39,9 @@ REPAIRS = {
     "layers+biases": replace(SHORT, bias_correction=True),
     "layers+steps": replace(SHORT, learn_steps=True),
     "layers+steps_2": replace(SHORT, learn_steps=True, batch_size=2),
+    "network": NETWORK,
+    "network_2": replace(NETWORK, batch_size=2),
+    "layers+steps+network": replace(SHORT, learn_steps=True, network_iterations=300),
 }
 PREPARED: dict[str, dict[str, bool]] = {"plain": {}, "smoothed": {"smooth": True}}
 """Settings of the search that make another float network of the same function."""

@@ -49,8 +49,10 @@ EDGES = ("conv_1", "upsampler.0")
 SETS = ("Set5", "Set14")
 LAYERS = RepairSettings(blocks=(), drop=0.0, float_inputs=0.0, iterations=1000, batch_size=8)
 SHORT = replace(LAYERS, iterations=200, batch_size=4)
+NETWORK = replace(SHORT, iterations=0, network_iterations=300)
 REPAIRS = {
     "layers": SHORT,
+    "network": NETWORK,
     "adaround": LAYERS,
     "adaround+steps": replace(LAYERS, learn_steps=True),
     "blocks+steps": RepairSettings(iterations=1000, batch_size=8, learn_steps=True),
@@ -58,27 +60,39 @@ REPAIRS = {
         iterations=1000, batch_size=8, learn_steps=True, bias_correction=True
     ),
 }
-"""Rounding that is learned around the searched and the best uniform strategy: by layers, or by blocks."""
+"""What is learned around the searched and the best uniform strategy: rounding by layers or by blocks, or all
+of the network at once."""
 
 
-def space(bits: int, edges: int) -> SearchSpace:
-    """Nine ways to clip inputs, eight to clip weights; the first and the last layer at ``edges`` bits."""
+def space(bits: int, edges: int, more: bool = False) -> SearchSpace:
+    """Nine ways to clip inputs, eight to clip weights; the first and the last layer at ``edges`` bits.
+
+    With ``more`` one more of each: weights whose rounding is fitted, clip ranges by curvature for inputs.
+    """
     return uniform(
         bits,
         bits,
-        EIGHT_WEIGHTS,
-        PICTURES_ACTIVATIONS,
+        [*EIGHT_WEIGHTS, *["adaround"] * more],
+        [*PICTURES_ACTIVATIONS, *["hessian"] * more],
         edges=EDGES,
         edge_bits=edges,
-        name=f"sr_rlfn({bits}, {edges})",
+        name=f"sr_rlfn({bits}, {edges}{', more' if more else ''})",
     )
 
 
 class Study:
     """The network, and whole pictures to measure on: nothing is chosen with them."""
 
-    def __init__(self, data: Path, settings: PTQSettings, trainer: Mapping[str, Any] = CPU) -> None:
+    def __init__(
+        self,
+        data: Path,
+        settings: PTQSettings,
+        trainer: Mapping[str, Any] = CPU,
+        patch: int = PATCH,
+        more: bool = False,
+    ) -> None:
         self.data, self.settings, self.trainer = data, settings, trainer
+        self.patch, self.more = patch, more
         loaded = super_resolution("rlfn", SCALE, data / "weights" / "rlfn_x4.pth")
         self.model: nn.Module = loaded.module
         self.input = loaded.input
@@ -105,9 +119,9 @@ class Study:
         with supernet.assign(assignment):
             return self.psnr(supernet, "Set5"), self.psnr(supernet, "Set14")
 
-    def patches(self, seed: int, patch: int = PATCH) -> Samples:
-        """Another choice for each seed; ``patch`` pixels a side."""
-        data = Pictures(self.data / "BSDS_train", None, PATCHES, patch, seed)
+    def patches(self, seed: int, patch: int | None = None) -> Samples:
+        """Another choice for each seed; ``patch`` pixels a side, by default those of the study."""
+        data = Pictures(self.data / "BSDS_train", None, PATCHES, patch or self.patch, seed)
         data.configure(self.input)
         return data.calibration()
 
@@ -120,11 +134,11 @@ class Study:
         # L1 to the pictures themselves, or the squared error to the float network's output.
         settings = replace(self.settings, loss=PictureLoss() if loss == "picture" else None)
         result = search_ptq(
-            self.model, patches, space(bits, edges), settings, seed=seed, trainer=self.trainer
+            self.model, patches, space(bits, edges, self.more), settings, seed=seed, trainer=self.trainer
         )
         seconds, supernet = time.perf_counter() - started, result.supernet
         found, metrics = result.discretized, result.metrics
-        suffix = suffix_of(loss, settings.smooth)
+        suffix = suffix_of(loss, settings.smooth, self.patch, self.more)
         spent = metrics["evaluations"]
         assignments = found.assignments
         both = self.both(supernet, assignments["refined"])
@@ -154,7 +168,8 @@ class Study:
     def uniform_rows(self, bits: int, edges: int, seed: int, every: bool) -> Iterator[tuple[object, ...]]:
         """All uniform pairs, or those of one algorithm on both sides, on Set5."""
         device, patches = device_of(self.trainer), self.patches(seed)
-        found = build(self.model, patches, space(bits, edges), self.settings, seed, None, device, Reporter())
+        candidates = space(bits, edges, self.more)
+        found = build(self.model, patches, candidates, self.settings, seed, None, device, Reporter())
         supernet = found[1].supernet
         for name, assignment in uniform_assignments(supernet).items():
             if every or alike(name):
@@ -171,9 +186,15 @@ def bundle_of(result: SearchResult, assignment: Assignment) -> Bundle:
     return make_bundle(result.supernet, assignment, prepared, info, first, **fields)
 
 
-def suffix_of(loss: str, smooth: bool) -> str:
+def suffix_of(loss: str, smooth: bool, patch: int, more: bool) -> str:
     """Of a row's name: what is not as in the main table."""
-    return ("" if loss == "output" else f"_{loss}") + ("_smoothed" if smooth else "")
+    parts = (
+        [loss] * (loss != "output")
+        + ["smoothed"] * smooth
+        + [f"{patch}px"] * (patch != PATCH)
+        + ["more"] * more
+    )
+    return "".join(f"_{part}" for part in parts)
 
 
 def alike(name: str) -> bool:
@@ -193,6 +214,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--loss", choices=["output", "picture"], default="output")
+    parser.add_argument("--patch", type=int, default=PATCH, help="pixels a side of a patch")
+    parser.add_argument("--more", action="store_true", help="adaround and hessian are candidates too")
     parser.add_argument("--smooth", action="store_true", help="first smooth ranges of channels")
     parser.add_argument("--repair", nargs="*", default=[], choices=REPAIRS, help="rounding that is learned")
     parser.add_argument("--uniform", choices=["alike", "all"], help="measure uniform pairs, and nothing else")
@@ -210,11 +233,12 @@ def main() -> None:
         discrete_every=0,
         smooth=arguments.smooth,
     )
-    study = Study(arguments.data, settings, {"accelerator": arguments.accelerator})
+    trainer = {"accelerator": arguments.accelerator}
+    study = Study(arguments.data, settings, trainer, arguments.patch, arguments.more)
     for row in () if table.has("float", "", "", "float") else ("float",):
         both = study.psnr(study.model, "Set5"), study.psnr(study.model, "Set14")
         table.add("float", "", "", row, *both, 0.0, 0, 0.0, "")
-    searched = f"searched{suffix_of(arguments.loss, arguments.smooth)}"
+    searched = "searched" + suffix_of(arguments.loss, arguments.smooth, arguments.patch, arguments.more)
     around = [searched, *([searched.replace("searched", "best_uniform")] * (arguments.loss == "output"))]
     wanted = [searched, *(f"{row}+{name}" for row in around for name in arguments.repair)]
     for key in product(arguments.bits, [arguments.edges], arguments.seeds):
