@@ -59,6 +59,8 @@ COLUMNS = (
 ITERATIONS = 500
 ADAROUND = RepairSettings(blocks=(), drop=0.0, float_inputs=0.0, iterations=ITERATIONS)
 BLOCKS = RepairSettings(iterations=ITERATIONS)
+LEARNED = ("iterations", "batch_size", "learning_rate", "regularization", "augment", "augment_copies")
+"""Settings of how blocks and layers learn that options change."""
 REPAIRS = {
     "adaround": ADAROUND,
     "adaround+steps": replace(ADAROUND, learn_steps=True),
@@ -349,6 +351,8 @@ def _suffix(settings: RepairSettings, everything: bool) -> str:
         found += "_{}x{}".format(*size)
     if settings.learning_rate != BLOCKS.learning_rate:
         found += f"_lr{settings.learning_rate:g}"
+    if settings.regularization != BLOCKS.regularization:
+        found += f"_reg{settings.regularization:g}"
     if settings.augment:
         found += f"_{'-'.join(map(str, settings.augment))}x{settings.augment_copies}"
     return found + ("_all" if everything else "")
@@ -380,6 +384,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=ITERATIONS)
     parser.add_argument("--batch-size", type=int, default=BLOCKS.batch_size)
     parser.add_argument("--learning-rate", type=float, default=BLOCKS.learning_rate)
+    parser.add_argument("--regularization", type=float, default=BLOCKS.regularization)
     transformations = {"nargs": "+", "default": [], "choices": list(TRANSFORMATIONS)}
     parser.add_argument("--augment", **transformations, help="what blocks or layers learn from")
     parser.add_argument("--augment-copies", type=int, default=BLOCKS.augment_copies)
@@ -415,10 +420,7 @@ def main() -> None:
     study = study or Subject.resnet20(arguments.data, settings, trainer)
     method = arguments.method if arguments.steps is None else f"{arguments.method} {arguments.steps} steps"
     network = study.name if method == "ptq" else f"{study.name} ({method})"
-    change = {
-        name: getattr(arguments, name)
-        for name in ("iterations", "batch_size", "learning_rate", "augment", "augment_copies")
-    }
+    change = {name: getattr(arguments, name) for name in LEARNED}
     suffix = _suffix(replace(BLOCKS, **change), arguments.all_images)
     together = RepairSettings(
         iterations=0,
