@@ -99,8 +99,7 @@ def repair_strategy(
     """
     settings, reporter = settings or RepairSettings(), reporter or Reporter()
     samples = inputs if isinstance(inputs, Samples) else Samples.of(inputs)
-    if not samples.uniform:
-        raise DataError("repair: the inputs differ in shape: give inputs of one size")
+    check_samples(samples, settings)
     work = _Work(model, bundle, samples, settings, folder, seed, reporter, device, force)
     if settings.iterations > 0:
         work.reconstruct()
@@ -109,6 +108,18 @@ def repair_strategy(
     if settings.bias_correction:
         work.correct()
     return Repaired(work.result(), work.errors, work.left, work.network)
+
+
+def check_samples(samples: Samples, settings: RepairSettings) -> None:
+    """Refuse inputs that repair cannot learn from; a search asks before it begins.
+
+    Raises:
+        DataError: for inputs of several sizes.
+        UserError: for a transformation that does not suit them.
+    """
+    if not samples.uniform:
+        raise DataError("repair: the inputs differ in shape: give inputs of one size")
+    Augmentation(settings.augment).check(samples.batch(range(min(2, len(samples)))))
 
 
 class _Work:
@@ -130,7 +141,6 @@ class _Work:
         self.folder, self.seed, self.reporter = folder, seed, reporter
         self.device = device or home(model)
         self.augment = Augmentation(settings.augment)
-        self.augment.check(samples.batch(range(min(2, len(samples)))))
         self.quantized = apply_strategy(model, bundle, force=force).to(self.device)
         self.exact = prepared_network(model, bundle).eval().requires_grad_(False).to(self.device)
         self.found: dict[str, Found] = {}
