@@ -35,7 +35,7 @@ from dqss.precision import full_precision
 from dqss.prepare.modules import unwrap
 from dqss.progress import Reporter
 from dqss.recompute import recomputing
-from dqss.repair import RepairSettings, repair_strategy
+from dqss.repair import RepairSettings, check_samples, repair_strategy
 from dqss.report import write_report
 from dqss.report.pictures import PICTURES, write_pictures
 from dqss.samples import Samples
@@ -123,6 +123,8 @@ def search_ptq(
     folder = None if run_dir is None else ensure_folder(run_dir)
     device = device_of(trainer or {})
     samples = inputs if isinstance(inputs, Samples) else Samples.of(inputs)
+    if settings.repair is not None:
+        check_samples(samples, settings.repair)
     with clock.time("calibrate"):
         prepared, evaluator = build(model, samples, search_space, settings, seed, folder, device, reporter)
     limits = limits_of(settings.budget, evaluator)

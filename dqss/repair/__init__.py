@@ -2,7 +2,7 @@
 
 from dqss.repair.network import NetworkErrors
 from dqss.repair.reconstruct import UnitErrors
-from dqss.repair.repair import Repaired, repair_strategy
+from dqss.repair.repair import Repaired, check_samples, repair_strategy
 from dqss.repair.settings import RepairSettings
 
-__all__ = ["NetworkErrors", "RepairSettings", "Repaired", "UnitErrors", "repair_strategy"]
+__all__ = ["NetworkErrors", "RepairSettings", "Repaired", "UnitErrors", "check_samples", "repair_strategy"]

@@ -3,7 +3,8 @@
 Units are tuned one after the other for outputs of their own, and none knows which of its errors matter in
 the end. Here roundings, activation steps and biases of all layers learn together from the distance of the
 network's output to that of the float network. From scratch that fits a few hundred inputs and nothing else
-(arXiv 2102.05426, table 1); so it begins with tuned units, is short, and learns from blends of inputs.
+(arXiv 2102.05426, table 1); so it begins with tuned units, is short, and learns from inputs that
+are transformed anew each time.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from dqss.losses import Distance
 from dqss.measure import batches, to_device
 from dqss.mixing import Codes
 from dqss.randomness import generator_for
-from dqss.repair.blending import blend, can_blend
+from dqss.repair.augment import Augmentation
+from dqss.repair.blending import can_blend
 from dqss.repair.dropping import DroppingQuantizer
 from dqss.repair.found import Found, input_quantizers, put
 from dqss.repair.keeping import KeptSteps
@@ -33,8 +35,8 @@ from dqss.repair.settings import RepairSettings
 from dqss.repair.straight import StraightRounding
 from dqss.samples import Samples
 
-JUDGED_BLENDS = 7
-"""How often the inputs that judge are blended among themselves, besides themselves: they are few."""
+JUDGED_COPIES = 7
+"""How often the inputs that judge are transformed like the others, besides themselves: they are few."""
 KEEP_EVERY = 25
 """Iterations from one kept state to the next."""
 
@@ -44,8 +46,8 @@ class NetworkErrors:
     """Mean distance of the network's output to the float network's.
 
     Attributes:
-        held_out: before and after, on inputs that nothing learned from and on blends of them (where nothing
-            is held out, on those that were learned from).
+        held_out: before and after, on inputs that nothing learned from and on transformed ones of them (where
+            nothing is held out, on those that were learned from).
         changed: share of the weights whose code is another than before.
         kept: whether the result is used.
     """
@@ -66,7 +68,7 @@ class NetworkReconstruction:
         learned: how many are learned from.
         distance: of outputs.
         settings: how.
-        seed: of batches and blends.
+        seed: of batches and transformations.
         fixed: layers whose activations' steps others share: they do not learn.
     """
 
@@ -85,6 +87,8 @@ class NetworkReconstruction:
         self.network, self.exact, self.weights, self.fixed = network, exact, dict(weights), fixed
         self.samples, self.learned, self.distance = samples, learned, distance
         self.settings, self.seed = settings, seed
+        usual = ("blend",) if can_blend(samples.batch(range(1))) else ()
+        self.augment = Augmentation(settings.augment or usual)
         self.device = next(iter(self.weights.values()))[0].device
 
     def run(
@@ -116,15 +120,15 @@ class NetworkReconstruction:
         """Mean distance of the network as it stands, on inputs that judge it."""
         count = len(self.samples)
         judges = range(self.learned, count) if self.learned < count else range(count)
-        rounds = 1 + (JUDGED_BLENDS if can_blend(self.samples.batch(judges[:1])) else 0)
+        rounds = 1 + (JUDGED_COPIES if self.augment.steps else 0)
         total = 0.0
         for turn in range(rounds):
             generator = generator_for(self.seed, "network judged", turn)
             order = torch.randperm(len(judges), generator=generator).tolist()
             for rows in batches([judges[k] for k in order], self.settings.batch_size):
-                inputs = to_device(self.samples.batch(rows), self.device)
-                inputs = blend(inputs, len(rows), generator) if turn else inputs
-                total += float(self._distance(inputs)) * len(rows)
+                inputs = self.samples.batch(rows)
+                inputs = self.augment(inputs, generator) if turn else inputs
+                total += float(self._distance(to_device(inputs, self.device))) * len(rows)
         return total / (rounds * len(judges))
 
     def _distance(self, inputs: Any) -> Tensor:
@@ -160,8 +164,8 @@ class NetworkReconstruction:
         turn, position = divmod(iteration, self.learned // size)
         order = torch.randperm(self.learned, generator=generator_for(self.seed, "network", turn)).tolist()
         rows = order[position * size : (position + 1) * size]
-        inputs = to_device(self.samples.batch(rows), self.device)
-        return blend(inputs, size, generator_for(self.seed, "network blend", iteration))
+        generator = generator_for(self.seed, "network blend", iteration)
+        return to_device(self.augment(self.samples.batch(rows), generator), self.device)
 
     @contextmanager
     def _learning(self) -> Iterator[_Learning]:

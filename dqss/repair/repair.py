@@ -23,6 +23,8 @@ from dqss.measure import batches, home, to_device
 from dqss.mixing import Codes, Grid
 from dqss.precision import full_precision
 from dqss.progress import Reporter
+from dqss.randomness import generator_for
+from dqss.repair.augment import Augmentation, name_of
 from dqss.repair.bias import correct_biases
 from dqss.repair.cache import Rows, Store
 from dqss.repair.found import Found
@@ -92,12 +94,12 @@ def repair_strategy(
         The new strategy, and the error of every block before and after.
 
     Raises:
-        UserError: for blocks that are not there, another model, or inputs of several sizes.
+        UserError: for blocks that are not there, another model, inputs of several sizes, or a transformation
+            that does not suit them.
     """
     settings, reporter = settings or RepairSettings(), reporter or Reporter()
     samples = inputs if isinstance(inputs, Samples) else Samples.of(inputs)
-    if not samples.uniform:
-        raise DataError("repair: the inputs differ in shape: give inputs of one size")
+    check_samples(samples, settings)
     work = _Work(model, bundle, samples, settings, folder, seed, reporter, device, force)
     if settings.iterations > 0:
         work.reconstruct()
@@ -106,6 +108,18 @@ def repair_strategy(
     if settings.bias_correction:
         work.correct()
     return Repaired(work.result(), work.errors, work.left, work.network)
+
+
+def check_samples(samples: Samples, settings: RepairSettings) -> None:
+    """Refuse inputs that repair cannot learn from; a search asks before it begins.
+
+    Raises:
+        DataError: for inputs of several sizes.
+        UserError: for a transformation that does not suit them.
+    """
+    if not samples.uniform:
+        raise DataError("repair: the inputs differ in shape: give inputs of one size")
+    Augmentation(settings.augment).check(samples.batch(range(min(2, len(samples)))))
 
 
 class _Work:
@@ -126,6 +140,7 @@ class _Work:
         self.bundle, self.samples, self.settings = bundle, samples, settings
         self.folder, self.seed, self.reporter = folder, seed, reporter
         self.device = device or home(model)
+        self.augment = Augmentation(settings.augment)
         self.quantized = apply_strategy(model, bundle, force=force).to(self.device)
         self.exact = prepared_network(model, bundle).eval().requires_grad_(False).to(self.device)
         self.found: dict[str, Found] = {}
@@ -141,6 +156,27 @@ class _Work:
             yield to_device(self.samples.batch(run), self.device)
 
     # -- reconstruction -----------------------------------------------------------------------
+
+    @property
+    def copies(self) -> int:
+        """Transformed ones of each input that is learned from."""
+        return self.settings.augment_copies if self.settings.augment else 0
+
+    def fed(self) -> Iterator[tuple[int, Any]]:
+        """What units see: inputs that are learned from, transformed copies of them, those held out.
+
+        Yields:
+            Inputs in the batch, and the batch.
+        """
+        count, learned = len(self.samples), self.learned()
+        parts = [range(learned), range(learned, count)] if self.copies else [range(count)]
+        for part, rows in enumerate(parts):
+            for run in batches(rows, BATCH):
+                yield len(run), to_device(self.samples.batch(run), self.device)
+            for copy in range(0 if part else self.copies):
+                for run in batches(rows, BATCH):
+                    generator = generator_for(self.seed, "augmented", copy, run[0])
+                    yield len(run), to_device(self.augment(self.samples.batch(run), generator), self.device)
 
     def reconstruct(self) -> None:
         """Unit by unit; those that were finished in an earlier run are taken from there."""
@@ -202,6 +238,8 @@ class _Work:
         usual = RepairSettings()
         settings = replace(
             self.settings,
+            augment=(),
+            augment_copies=usual.augment_copies,
             bias_correction=False,
             cache_mb=0,
             network_iterations=0,
@@ -209,6 +247,8 @@ class _Work:
             network_step_learning_rate=usual.network_step_learning_rate,
         )
         digest = hashlib.sha256(f"{self.seed} {settings!r} {inputs_sha256(self.samples)}".encode())
+        if self.settings.augment:
+            digest.update(f"{[name_of(step) for step in self.settings.augment]} {self.copies}".encode())
         strategy = self.bundle.strategy
         digest.update(strategy.model.weights_sha256.encode())
         digest.update(repr([(n, r, c.candidate()) for n, r, c in strategy.choices()]).encode())
@@ -307,7 +347,11 @@ class _Work:
                 }
             )
         record = {
-            "settings": {**asdict(self.settings), "blocks": list(self.settings.blocks)},
+            "settings": {
+                **asdict(self.settings),
+                "blocks": list(self.settings.blocks),
+                "augment": [name_of(step) for step in self.settings.augment],
+            },
             "seed": self.seed,
             "inputs": len(self.samples),
             "blocks": {name: _plain(errors) for name, errors in self.errors.items()},
@@ -325,6 +369,7 @@ class _Feed:
     def __init__(self, work: _Work, store: Store) -> None:
         self.work, self.store = work, store
         self.last: tuple[Unit, Data] | None = None
+        self.count = len(work.samples) + work.copies * work.learned()
 
     def data(self, unit: Unit) -> Data:
         """Of ``unit``; the unit before it must be tuned for good."""
@@ -340,15 +385,14 @@ class _Feed:
                 self._free(last[1].quantized, last[1].exact, last[1].wanted)
             quantized = self._collect(work.quantized, unit, True, False)[0]
             exact, wanted = self._collect(work.exact, unit, mixed, True)
-        learned = work.learned() * (len(wanted) // len(work.samples))
+        learned = (1 + work.copies) * work.learned() * (len(wanted) // self.count)
         data = Data(quantized, exact if mixed else None, wanted, learned)
         self.last = unit, data
         return data
 
     @torch.no_grad()
     def _collect(self, network: nn.Module, unit: Unit, given: bool, made: bool) -> tuple[Any, Any]:
-        count = len(self.work.samples)
-        inputs, outputs = Rows(self.store, count), Rows(self.store, count)
+        inputs, outputs = Rows(self.store, self.count), Rows(self.store, self.count)
         size = 0
 
         def keep(rows: Rows) -> Any:
@@ -356,9 +400,8 @@ class _Feed:
 
         chosen = (keep(inputs) if given else None, keep(outputs) if made else None)
         with capturing(network, unit, *chosen) as run:
-            for indices in batches(range(count), BATCH):
-                size = len(indices)
-                run(to_device(self.work.samples.batch(indices), self.work.device))
+            for size, batch in self.work.fed():  # noqa: B007, keep() reads it
+                run(batch)
         return inputs.tensor if given else None, outputs.tensor if made else None
 
     @torch.no_grad()

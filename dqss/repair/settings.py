@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dqss.blocks import AUTO
 from dqss.checks import check_least, check_positive, check_share
 from dqss.errors import UserError
+from dqss.repair.augment import Transformation, check_steps
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,15 @@ class RepairSettings:
             on them does not fall.
         bias_correction: afterwards, move the mean of every layer's output to what it is in the float
             network (arXiv 1906.04721, section 4.2, empirically).
+        augment: transformations of inputs that are learned from, one after the other: ``flip`` and ``crop``
+            (images), ``blend`` (real numbers), or functions of a batch and a generator, see
+            :mod:`dqss.repair.augment`. The float network says what is wanted for what they make.
+        augment_copies: transformed copies of each input, beside itself, that blocks learn from; each costs
+            what one more input would in time and in the cache. None without ``augment``.
         network_iterations: afterwards, for all layers at once and end to end: roundings, activation steps and
-            biases learn from the distance of the network's output to the float network's, on blends of two
-            inputs each; kept where that distance falls on the inputs held out. 0: none.
+            biases learn from the distance of the network's output to the float network's, on inputs that are
+            transformed anew in each iteration (without ``augment``: on blends of two inputs each); kept where
+            that distance falls on the inputs held out. 0: none.
         network_learning_rate: of the roundings then (Adam), in steps of their grids.
         network_step_learning_rate: of the logarithms of activation steps then, and of biases in units of what
             the layer gives (Adam).
@@ -56,6 +63,8 @@ class RepairSettings:
     step_learning_rate: float = 0.002
     held_out: float = 0.125
     bias_correction: bool = False
+    augment: Sequence[str | Transformation] = ()
+    augment_copies: int = 2
     network_iterations: int = 0
     network_learning_rate: float = 0.003
     network_step_learning_rate: float = 0.001
@@ -64,9 +73,13 @@ class RepairSettings:
     def __post_init__(self) -> None:
         blocks = (self.blocks,) if isinstance(self.blocks, str) else tuple(self.blocks or ())
         object.__setattr__(self, "blocks", blocks)
+        one = isinstance(self.augment, str) or callable(self.augment)
+        object.__setattr__(self, "augment", (self.augment,) if one else tuple(self.augment or ()))
+        check_steps(self.augment)
         check_positive(self, "repair", "batch_size", "learning_rate", "step_learning_rate")
         check_positive(self, "repair", "network_learning_rate", "network_step_learning_rate")
         check_least(self, "repair", 0, "iterations", "network_iterations", "regularization", "cache_mb")
+        check_least(self, "repair", 0, "augment_copies")
         check_share(self, "repair", "drop", "float_inputs", "held_out", "warmup")
         if self.held_out == 1:
             raise UserError("repair.held_out=1: leaves no inputs to learn from")

@@ -32,6 +32,7 @@ from dqss.measure import Evaluator
 from dqss.prepare import Prepared
 from dqss.progress import Reporter
 from dqss.repair import RepairSettings, repair_strategy
+from dqss.repair.augment import TRANSFORMATIONS
 from dqss.samples import Samples, split
 from dqss.search_spaces.studies import eight
 from dqss.space import SearchSpace
@@ -58,6 +59,8 @@ COLUMNS = (
 ITERATIONS = 500
 ADAROUND = RepairSettings(blocks=(), drop=0.0, float_inputs=0.0, iterations=ITERATIONS)
 BLOCKS = RepairSettings(iterations=ITERATIONS)
+LEARNED = ("iterations", "batch_size", "learning_rate", "regularization", "augment", "augment_copies")
+"""Settings of how blocks and layers learn that options change."""
 REPAIRS = {
     "adaround": ADAROUND,
     "adaround+steps": replace(ADAROUND, learn_steps=True),
@@ -186,8 +189,10 @@ def space(bits: tuple[int, int], edges: tuple[str, ...], weights: Weights = Weig
 class Setting:
     """One network at one width with one seed: its strategies, by name, made when they are asked for."""
 
-    def __init__(self, study: Subject, bits: str, edges: str, seed: int, work: Path) -> None:
-        self.study, self.seed = study, seed
+    def __init__(
+        self, study: Subject, bits: str, edges: str, seed: int, work: Path, everything: bool = False
+    ) -> None:
+        self.study, self.seed, self.everything = study, seed, everything
         self.bits, self.edges = BITS[bits], EDGES[study.name] if edges == "8" else ()
         network = "" if study.name == "resnet20" else f"{study.name}-"
         self.folder = work / f"{network}{bits}-{edges}-{seed}"
@@ -270,8 +275,19 @@ class Setting:
         return search_activations(study.model, bundle, *given, **options)
 
     def inputs(self) -> Samples:
-        """What repair sees: the part that is searched on."""
-        return self.samples.subset(split(len(self.samples), self.study.settings.parts, self.seed)[0])
+        """What repair sees: the part that is searched on, or all of them."""
+        return self.samples if self.everything else self.samples.subset(self._parts()[0])
+
+    def unseen(self) -> HeldOut | None:
+        """Other images, without labels: those of the study, or the part that repair does not see."""
+        if self.study.dev is not None or self.everything:
+            return self.study.dev
+        rest = self._parts()[1]
+        images = self.samples.batch(rest).to(self.study.device)
+        return HeldOut(self.study.model.to(self.study.device), images, torch.zeros(len(rest)), 25)
+
+    def _parts(self) -> list[list[int]]:
+        return split(len(self.samples), self.study.settings.parts, self.seed)
 
 
 def uniform(evaluator: Evaluator, source: Source) -> Assignment:
@@ -319,12 +335,37 @@ def rows(
         tuned = apply_strategy(study.model, bundle).to(study.device)
         found = study.held_out.measure_module(tuned)
         gain = found.gain_over(study.held_out.float())
-        dev = float("nan") if study.dev is None else study.dev.measure_module(tuned).kl
+        unseen = setting.unseen()
+        dev = float("nan") if unseen is None else unseen.measure_module(tuned).kl
         yield row, found.kl, found.top1, *gain, dev, searched, seconds
 
 
 def _rates(settings: RepairSettings) -> tuple[float, float]:
     return settings.network_learning_rate, settings.network_step_learning_rate
+
+
+def _suffix(settings: RepairSettings, everything: bool) -> str:
+    """What names of rows say of how blocks learn, where that is not as usual."""
+    found, size = "", (settings.iterations, settings.batch_size)
+    if size != (ITERATIONS, BLOCKS.batch_size):
+        found += "_{}x{}".format(*size)
+    if settings.learning_rate != BLOCKS.learning_rate:
+        found += f"_lr{settings.learning_rate:g}"
+    if settings.regularization != BLOCKS.regularization:
+        found += f"_reg{settings.regularization:g}"
+    if settings.augment:
+        found += f"_{'-'.join(map(str, settings.augment))}x{settings.augment_copies}"
+    return found + ("_all" if everything else "")
+
+
+def _ending(settings: RepairSettings) -> str:
+    """Likewise of how the network learns."""
+    found, size = "", (settings.network_iterations, settings.batch_size)
+    if size != (TOGETHER.network_iterations, TOGETHER.batch_size) or _rates(settings) != _rates(TOGETHER):
+        found += "_n{}x{}".format(*size)
+    if _rates(settings) != _rates(TOGETHER):
+        found += "_{:g}_{:g}".format(*_rates(settings))
+    return found + "".join(f"_{step}" for step in settings.augment)
 
 
 def _iterates(row: str) -> bool:
@@ -342,6 +383,13 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, help=f"{file}; instead of ResNet-20")
     parser.add_argument("--iterations", type=int, default=ITERATIONS)
     parser.add_argument("--batch-size", type=int, default=BLOCKS.batch_size)
+    parser.add_argument("--learning-rate", type=float, default=BLOCKS.learning_rate)
+    parser.add_argument("--regularization", type=float, default=BLOCKS.regularization)
+    transformations = {"nargs": "+", "default": [], "choices": list(TRANSFORMATIONS)}
+    parser.add_argument("--augment", **transformations, help="what blocks or layers learn from")
+    parser.add_argument("--augment-copies", type=int, default=BLOCKS.augment_copies)
+    parser.add_argument("--all-images", action="store_true", help="repair sees the selection part as well")
+    parser.add_argument("--network-augment", **transformations, help="what the network learns from at once")
     parser.add_argument("--network-iterations", type=int, default=TOGETHER.network_iterations)
     parser.add_argument("--network-batch-size", type=int, default=TOGETHER.batch_size)
     parser.add_argument("--network-learning-rate", type=float, default=TOGETHER.network_learning_rate)
@@ -372,23 +420,23 @@ def main() -> None:
     study = study or Subject.resnet20(arguments.data, settings, trainer)
     method = arguments.method if arguments.steps is None else f"{arguments.method} {arguments.steps} steps"
     network = study.name if method == "ptq" else f"{study.name} ({method})"
-    change = {"iterations": arguments.iterations, "batch_size": arguments.batch_size}
-    usual = (arguments.iterations, arguments.batch_size) == (ITERATIONS, BLOCKS.batch_size)
-    suffix = "" if usual else f"_{arguments.iterations}x{arguments.batch_size}"
+    change = {name: getattr(arguments, name) for name in LEARNED}
+    suffix = _suffix(replace(BLOCKS, **change), arguments.all_images)
     together = RepairSettings(
         iterations=0,
         network_iterations=arguments.network_iterations,
         batch_size=arguments.network_batch_size,
         network_learning_rate=arguments.network_learning_rate,
         network_step_learning_rate=arguments.network_step_learning_rate,
+        augment=arguments.network_augment,
     )
-    ending = "" if together == TOGETHER else f"_n{together.network_iterations}x{together.batch_size}"
-    ending += "" if _rates(together) == _rates(TOGETHER) else "_{:g}_{:g}".format(*_rates(together))
+    ending = _ending(together)
     for bits in arguments.bits:
         for edges in arguments.edges:
             for seed in arguments.seeds:
                 key = (network, bits, edges, seed)
-                setting = Setting(study, bits, edges, seed, arguments.work / method.replace(" ", "-"))
+                folder = arguments.work / method.replace(" ", "-")
+                setting = Setting(study, bits, edges, seed, folder, arguments.all_images)
                 if not table.has(*key, "float"):
                     top1 = study.held_out.float().top1
                     table.add(*key, "float", 0.0, top1, *[0.0] * 6)

@@ -61,3 +61,15 @@ def test_without_repair_nothing_is_there() -> None:
 def test_a_word_in_place_of_a_group() -> None:
     with pytest.raises(UserError, match=r"repair@method\.repair=blocks"):
         PTQSettings(repair="blocks")  # type: ignore[arg-type]
+
+
+def test_transformations_that_do_not_suit_are_refused_before_the_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def build(*arguments: object) -> None:
+        raise AssertionError("searched all the same")
+
+    monkeypatch.setattr("dqss.lit.search.build", build)
+    settings = PTQSettings(**QUICK, repair=RepairSettings(augment=["flip"]))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"repair.augment: flip is for images"):
+        search_ptq(network(), torch.rand(8, 7), small_space(3), settings)
