@@ -162,7 +162,7 @@ def calibration_rows(job: Job) -> list[Row]:
     works = {"float pass": _float_pass(job, model, images), "calibration": calibrate}
     works["float pass"]()
     calibrate(samples.subset(range(2 * steps.BATCH)))
-    rounds = interleave(works, min(job.rounds, 3), job.home)
+    rounds = interleave(works, min(job.rounds, 3), job.home, least_seconds=20)
     return [_timed_row(name, rounds[name], rounds["float pass"]) for name in works]
 
 
