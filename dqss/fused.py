@@ -7,9 +7,10 @@ nothing can be compiled (no C++ compiler, say) the eager loops run, after one wa
 Shapes: ``x`` and ``grad`` are ``[A, C, B]``; ``scale``, ``low`` and ``high`` ``[K, C]`` with
 bounds of ``code - zero_point``; ``weights`` ``[K]``. C is 1 per tensor. ``grids`` are the three of
 them as one, ``[3, K, C]``. Where one option alone was drawn, ``quantize`` and ``encode`` get the grid of
-that one, ``[3, C]``; ``drawn_backward`` gets the scales of all, their inverses, the bounds :func:`coded`,
-``[2, K, C]``, and the ``ends`` of that one, ``[2, C]``: the least and the largest value that it does not
-clip. Codes are ``[K, C T, n]``, each channel in T pieces: long sums are compiled to something slow.
+that one, ``[3, C]``, and bytes are counted from its lower end (signed ones from 128 below); for
+``drawn_backward`` there are the scales of all, their inverses, the bounds :func:`coded`, ``[2, K, C]``, and
+the ``ends`` of that one, ``[2, C]``: the least and the largest value that it does not clip. Codes are
+``[K, C T, n]``, each channel in T pieces: long sums are compiled to something slow.
 """
 
 from __future__ import annotations
@@ -74,6 +75,16 @@ def _encode(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     step, low, high = grid[0][:, None], grid[1][:, None], grid[2][:, None]
     codes = torch.clamp(torch.round(x / step), low, high) - low
     return codes.to(torch.uint8), (x * 0.0).sum()
+
+
+def _encode_signed(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    step, low, high = grid[0][:, None], grid[1][:, None], grid[2][:, None]
+    codes = torch.clamp(torch.round(x / step), low, high) - low - 128.0
+    return codes.to(torch.int8), (x * 0.0).sum()
+
+
+def _finish(sums: Tensor, shift: Tensor, factor: Tensor, bias: Tensor) -> Tensor:
+    return (sums + shift).to(torch.float32) * factor + bias
 
 
 def _turn(last: Tensor) -> Tensor:
@@ -197,6 +208,8 @@ class Kernel:
 
 quantize = Kernel(_quantize)
 encode = Kernel(_encode)
+encode_signed = Kernel(_encode_signed)
+finish = Kernel(_finish)
 turn = Kernel(_turn)
 drawn_backward = Kernel(_drawn_backward)
 restore = Kernel(_restore)

@@ -29,10 +29,11 @@ from dqss import fused, stem
 from dqss.attach import INPUT_QUANTIZER
 from dqss.decision import Decision, Sampled, StraightThroughGumbel
 from dqss.mixed import MixedActivation, MixedWeight, Mode
-from dqss.mixing import CodeStack, GridStack, as_blocks, drawn_gradients, on_grid
+from dqss.mixing import ByteGrid, CodeStack, GridStack, as_blocks, drawn_gradients, on_grid
+from dqss.spec import PerTensor
 
 POSITIONS = 1024
-"""Outputs of a channel at least, in a batch: the weight's codes are put in order for each pass."""
+"""Outputs of a channel at least, in a batch: a weight's codes are put in order for each pass."""
 DEPTH = 192
 """Products in a sum at least: what is left to do for each output is as much as with floats."""
 PRODUCTS = 1 << 25
@@ -54,14 +55,14 @@ class Geometry(ABC):
 
     @abstractmethod
     def multiply(
-        self, codes: Tensor, grid: tuple[float, int], weight: Tensor, scale: Tensor, bias: Tensor
+        self, x: Tensor, grid: ByteGrid, weight: Tensor, scale: Tensor, bias: Tensor | None
     ) -> Tensor:
         """The layer's output.
 
         Args:
-            codes: uint8, in the shape of the input.
-            grid: scale of the input, and the code of zero.
-            weight: int8 codes, of which zero is zero.
+            x: the input.
+            grid: of its codes.
+            weight: int8 codes ``[O, ...]``, of which zero is zero.
             scale: ``[O]`` of the weight.
             bias: ``[O]``.
         """
@@ -82,16 +83,16 @@ class Rows(Geometry):
         return x.numel() // max(x[-1], 1), weight[1]
 
     def multiply(
-        self, codes: Tensor, grid: tuple[float, int], weight: Tensor, scale: Tensor, bias: Tensor
+        self, x: Tensor, grid: ByteGrid, weight: Tensor, scale: Tensor, bias: Tensor | None
     ) -> Tensor:
         """See :meth:`Geometry.multiply`."""
-        rows = codes.view(-1, codes.shape[-1])
-        ops = torch.ops.onednn
-        packed = ops.qlinear_prepack(weight, list(rows.shape))
-        zeros = torch.zeros(len(scale), dtype=torch.int32)
-        made: Tensor = ops.qlinear_pointwise(rows, *grid, packed, scale, zeros, bias, *_PLAIN)
+        codes, doubt = fused.encode_signed(x.numel(), as_blocks(x, PerTensor()), grid.parts)
+        sums = torch._int_mm(codes.view(-1, x.shape[-1]), weight.T)
+        # Codes stand for numbers from zero on, less 128; in whole numbers nothing is lost.
+        shift = (128 - grid.zero) * weight.sum(1, dtype=torch.int32)
+        made = fused.finish(sums.numel(), sums, shift, grid.scale * scale, _doubted(bias, doubt, len(scale)))
         # Networks may write into it, which autograd refuses for a view that a function of ours has made.
-        return fused.bare(made.view(*codes.shape[:-1], len(scale)))
+        return fused.bare(made.view(*x.shape[:-1], len(scale)))
 
     def gradients(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Geometry.gradients`."""
@@ -121,14 +122,15 @@ class Windows(Geometry):
         return x[0] * high * wide, weight[1:].numel()
 
     def multiply(
-        self, codes: Tensor, grid: tuple[float, int], weight: Tensor, scale: Tensor, bias: Tensor
+        self, x: Tensor, grid: ByteGrid, weight: Tensor, scale: Tensor, bias: Tensor | None
     ) -> Tensor:
         """See :meth:`Geometry.multiply`."""
-        ops, way = torch.ops.onednn, (self.stride, self.padding, self.dilation, 1)
-        packed = ops.qconv_prepack(weight, scale, *grid, *way, list(codes.shape))
-        zeros = torch.zeros(len(scale), dtype=torch.int32)
-        made: Tensor = ops.qconv2d_pointwise(codes, *grid, packed, scale, zeros, bias, *way, *_PLAIN)
-        return _channels_first(made)
+        codes, doubt = fused.encode(x.numel(), as_blocks(x, PerTensor()), grid.parts)
+        ops, way = torch.ops.onednn, (grid.scale, grid.zero)
+        window = (self.stride, self.padding, self.dilation, 1)
+        packed = ops.qconv_prepack(weight, scale, *way, *window, list(x.shape))
+        given = (packed, scale, torch.zeros(len(scale), dtype=torch.int32), _doubted(bias, doubt, len(scale)))
+        return _channels_first(ops.qconv2d_pointwise(codes.view(x.shape), *way, *given, *window, *_PLAIN))
 
     def gradients(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Geometry.gradients`."""
@@ -143,6 +145,11 @@ _PLAIN: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
 """Nothing follows the product: neither a scale nor a zero point of the output, and no function."""
 
 
+def _doubted(bias: Tensor | None, doubt: Tensor, out: int) -> Tensor:
+    """What is no number has no code: it goes on by the bias."""
+    return doubt.expand(out).contiguous() if bias is None else bias + doubt
+
+
 def _channels_first(made: Tensor) -> Tensor:
     """The library puts channels last; networks may rely on the layout that they would have."""
     if made.is_contiguous():
@@ -154,11 +161,12 @@ def _channels_first(made: Tensor) -> Tensor:
 @lru_cache(maxsize=1)
 def available() -> bool:
     """Whether this machine and this torch multiply bytes exactly and fast."""
-    ops = ("qlinear_prepack", "qlinear_pointwise", "qconv_prepack", "qconv2d_pointwise")
+    ops = ("qconv_prepack", "qconv2d_pointwise")
     return (
         os.environ.get("DQSS_INTEGERS", "1") != "0"
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and bool(getattr(torch.cpu, "_is_vnni_supported", bool)())  # without it, sums of two saturate
+        and hasattr(torch, "_int_mm")
         and all(hasattr(torch.ops.onednn, op) for op in ops)
     )
 
@@ -233,15 +241,11 @@ class _Multiply(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.way = geometry, grids, place, stack, row
-        codes, doubt = fused.encode(x.numel(), as_blocks(x, grids.granularity), grids.alone[place])
         scale, weight = stack.alone[stack.distinct.rows[row]]
-        out = stack.shape[0]
-        # What is no number has no code: it goes on by the bias.
-        bias = doubt.expand(out).contiguous() if bias is None else bias + doubt
         grid = grids.byte_grids[place]
         assert grid is not None
-        scale = scale.expand(out).contiguous()
-        return geometry.multiply(codes.view(x.shape), grid, weight.view(stack.shape), scale, bias)
+        scale = scale.expand(stack.shape[0]).contiguous()
+        return geometry.multiply(x, grid, weight.view(stack.shape), scale, bias)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:

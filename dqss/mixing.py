@@ -61,6 +61,21 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class ByteGrid:
+    """A grid for a whole tensor whose codes, counted from its lower end, fit into a byte.
+
+    Attributes:
+        scale: in real units.
+        zero: the code of zero.
+        parts: scale and both bounds of ``code - zero_point``, ``[3, 1]``.
+    """
+
+    scale: float
+    zero: int
+    parts: Tensor
+
+
+@dataclass(frozen=True)
 class GridStack:
     """The grids of K candidates, side by side; those that are the same once.
 
@@ -118,18 +133,17 @@ class GridStack:
         return [ends[:, row].clone() for row in self.distinct.rows]
 
     @cached_property
-    def byte_grids(self) -> list[tuple[float, int] | None]:
-        """Of each of the K candidates scale and code of zero, where codes from 0 on fit into a byte.
-
-        None where they do not, and for grids with channels.
-        """
+    def byte_grids(self) -> list[ByteGrid | None]:
+        """Of each of the K candidates, where it has one grid for all and codes that fit into a byte."""
         if self.scale.shape[1] != 1:
             return [None] * len(self.distinct.rows)
-        found = [
-            (scale, int(-low)) if high - low <= _BYTE else None
-            for scale, low, high in self.parts[..., 0].T.tolist()
+        numbers = self.parts[..., 0].T.tolist()
+        return [
+            ByteGrid(numbers[row][0], int(-numbers[row][1]), parts)
+            if numbers[row][2] - numbers[row][1] <= _BYTE
+            else None
+            for row, parts in zip(self.distinct.rows, self.alone, strict=True)
         ]
-        return [found[row] for row in self.distinct.rows]
 
     def fits(self, shape: torch.Size) -> bool:
         """Whether a tensor of ``shape`` has as many channels."""

@@ -293,7 +293,7 @@ def test_without_a_compiler_the_eager_kernels_go_on(monkeypatch: pytest.MonkeyPa
     kernel = type(fused.mix)
     monkeypatch.setattr(kernel, "broken", False)
     kernels = [value for value in vars(fused).values() if isinstance(value, kernel)]
-    assert len(kernels) == 9
+    assert len(kernels) == 11
     for one in kernels:
         monkeypatch.setattr(one, "compiled", missing)
         monkeypatch.setattr(one, "_direct", {})
