@@ -99,13 +99,14 @@ def coded(bounds: Tensor) -> Tensor:
 def _drawn_backward(
     x: Tensor, grad: Tensor, scale: Tensor, inverse: Tensor, bounds: Tensor, ends: Tensor
 ) -> tuple[Tensor, Tensor]:
+    whole = 1.5 * 2.0**23  # written out: the compiler takes a float from elsewhere for one more input
     inside = (x >= ends[0][:, None]) & (x <= ends[1][:, None])
     sums = []
     for k in range(scale.shape[0]):
         # Only sums come of these codes: what a division would round otherwise, at ties, is lost in them.
-        shifted = (x * inverse[k][:, None] + _WHOLE).view(torch.int32)
+        shifted = (x * inverse[k][:, None] + whole).view(torch.int32)
         clamped = torch.clamp(shifted, bounds[0, k][:, None], bounds[1, k][:, None])
-        codes = clamped.view(torch.float32) - _WHOLE
+        codes = clamped.view(torch.float32) - whole
         sums.append(((grad * codes).sum((0, 2)) * scale[k]).sum())
     return torch.where(inside, grad, 0.0), torch.stack(sums)
 

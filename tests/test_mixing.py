@@ -283,6 +283,19 @@ def test_fused_kernels_do_what_the_eager_ones_do(case: Case) -> None:
             assert torch.equal(found[name], value), name
 
 
+def test_every_loop_is_called_directly_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the compiler takes for an input of its own, a number from elsewhere say, keeps it from that."""
+
+    def forbidden(self: fused.Kernel, key: object, args: object) -> None:
+        raise AssertionError(f"{self.eager.__name__} went the long way")
+
+    with fused.fused(True):
+        wanted = everything(LARGE)
+        monkeypatch.setattr(fused.Kernel, "_compiled", forbidden)
+        found = everything(LARGE)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_without_a_compiler_the_eager_kernels_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with fused.fused(False):
         wanted = everything(LARGE)
