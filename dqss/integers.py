@@ -182,17 +182,17 @@ class Product:
 
     def applies(self, x: Tensor) -> bool:
         """Whether ``x``, as it comes to the layer, is to be multiplied here."""
-        decisions = self.activation.decision, self.weight.decision
-        if not all(isinstance(decision.relaxation, _DRAWN) for decision in decisions):
+        # The size first: most layers of small networks are asked for nothing else.
+        if self.activation.mode is not Mode.RELAXED or not self._worthwhile(x.shape):
             return False
+        decisions = self.activation.decision, self.weight.decision
         return (
-            self.activation.mode is Mode.RELAXED
+            all(isinstance(decision.relaxation, _DRAWN) for decision in decisions)
             and torch.is_grad_enabled()
             and x.dtype is torch.float32
             and x.device.type == "cpu"
             and not torch.is_autocast_enabled("cpu")
             and fused.Kernel.fuses(x.numel())
-            and self._worthwhile(x.shape)
             and self._grids(x).byte_grids[place_of(decisions[0])] is not None
             and self.weight.stack.in_bytes
         )
