@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from dqss.precision import KeepsPrecision
+from dqss.precision import KeepsPrecision, in_dtype
 
 T = TypeVar("T")
 
@@ -190,7 +190,8 @@ class Decision(KeepsPrecision):
 
         Where one option alone has a weight, nobody need write down the zeros of the others.
         """
-        return self.relaxation.soft(self.logits.float(), self.noise.float()), self.place()
+        logits, noise = (in_dtype(part, torch.float32) for part in (self.logits, self.noise))
+        return self.relaxation.soft(logits, noise), self.place()
 
     def relax(self, relaxation: Relaxation) -> None:
         """Use ``relaxation`` from now on."""

@@ -20,7 +20,7 @@ from dqss.mixing import Codes, CodeStack, GridStack, mix_codes, mix_fake_quantiz
 from dqss.observers import Statistics
 from dqss.observers.coarse import CoarseHistogram
 from dqss.observers.histogram import HistogramAccumulator
-from dqss.precision import keeping_dtype
+from dqss.precision import in_dtype, keeping_dtype
 from dqss.spec import Candidate, Granularity, Role
 
 
@@ -303,9 +303,9 @@ class MixedWeight(MixedQuantizer):
         if self.mode is Mode.PROBE:
             return self._probe(weight)
         if self.alone:
-            return self.stack.choose(self.decision.choice).to(weight.dtype)
+            return in_dtype(self.stack.choose(self.decision.choice), weight.dtype)
         weights, place = self.decision.mixture()
-        return mix_codes(weights, self.stack, place).to(weight.dtype)
+        return in_dtype(mix_codes(weights, self.stack, place), weight.dtype)
 
     def _probe(self, weight: Tensor) -> Tensor:
         """``weight`` as a leaf of its own; the same one for all that read it for one output."""

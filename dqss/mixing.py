@@ -31,6 +31,7 @@ from dqss.functional import (
     quantize,
     refine_channels,
 )
+from dqss.precision import in_dtype
 from dqss.remaking import offer
 from dqss.spec import Granularity, PerChannel, PerGroup, PerTensor, QuantSpec
 
@@ -175,7 +176,7 @@ class _MixFakeQuantize(torch.autograd.Function):
         ctx.grids = grids
         blocks = as_blocks(x, grids.granularity)
         mixed = fused.mix(x.numel() * len(weights), blocks, weights, grids.scale, grids.low, grids.high)
-        return from_blocks(mixed, x.shape, grids.granularity).to(x.dtype)
+        return in_dtype(from_blocks(mixed, x.shape, grids.granularity), x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
@@ -186,14 +187,14 @@ class _MixFakeQuantize(torch.autograd.Function):
             x.numel() * len(weights), blocks, grad, weights, grids.scale, grids.low, grids.high
         )
         sums = grids.distinct.share(sums)
-        return from_blocks(passed, x.shape, grids.granularity).to(x.dtype), sums, None
+        return in_dtype(from_blocks(passed, x.shape, grids.granularity), x.dtype), sums, None
 
 
 def on_grid(x: Tensor, grids: GridStack, place: int) -> Tensor:
     """``x`` on the grid of the candidate at ``place``, like ``x``; without a gradient."""
     blocks = as_blocks(x, grids.granularity)
     quantized = fused.quantize(x.numel(), blocks, grids.alone[place])
-    return from_blocks(quantized, x.shape, grids.granularity).to(x.dtype)
+    return in_dtype(from_blocks(quantized, x.shape, grids.granularity), x.dtype)
 
 
 class _DrawnFakeQuantize(torch.autograd.Function):
@@ -222,7 +223,7 @@ def drawn_gradients(x: Tensor, grad: Tensor, grids: GridStack, place: int) -> tu
     blocks, grad = (as_blocks(part, grids.granularity) for part in (x, grad))
     work, ends = x.numel() * len(grids.scale), grids.ends[place]
     passed, sums = fused.drawn_backward(work, blocks, grad, grids.scale, grids.inverse, grids.bounds, ends)
-    return from_blocks(passed, x.shape, grids.granularity).to(x.dtype), grids.distinct.share(sums)
+    return in_dtype(from_blocks(passed, x.shape, grids.granularity), x.dtype), grids.distinct.share(sums)
 
 
 def mix_fake_quantize(
@@ -390,7 +391,7 @@ class CodeStack:
 
     def rows(self, weight: Tensor) -> Tensor:
         """A tensor of the weight's shape as fp32 ``[C, n]``."""
-        return channel_view(weight.to(torch.float32), self.granularity, fill=0)
+        return channel_view(in_dtype(weight, torch.float32), self.granularity, fill=0)
 
     def to(self, move: Any) -> CodeStack:
         """The same with ``move`` applied to its tensors."""
@@ -424,7 +425,7 @@ def mix_codes(weights: Tensor, codes: CodeStack | Sequence[Codes], place: int | 
 
 def as_blocks(x: Tensor, granularity: Granularity) -> Tensor:
     """``x`` as contiguous fp32 ``[A, C, B]`` with its channels in the middle."""
-    x = x.detach().to(torch.float32).contiguous()
+    x = in_dtype(x.detach(), torch.float32).contiguous()
     if isinstance(granularity, PerTensor):
         return x.view(1, 1, -1)
     if isinstance(granularity, PerChannel) and x.ndim:
