@@ -71,16 +71,19 @@ def _mix_backward(
     return passed * grad, torch.stack(sums)
 
 
-def _encode(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+def _counted(x: Tensor, grid: Tensor) -> Tensor:
+    """Codes from the lower end of the grid on."""
     step, low, high = grid[0][:, None], grid[1][:, None], grid[2][:, None]
-    codes = torch.clamp(torch.round(x / step), low, high) - low
-    return codes.to(torch.uint8), (x * 0.0).sum()
+    return torch.clamp(torch.round(x / step), low, high) - low
+
+
+def _encode(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    # The sum is zero, or not a number where a value is none or infinite: such have no code.
+    return _counted(x, grid).to(torch.uint8), (x * 0.0).sum()
 
 
 def _encode_signed(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-    step, low, high = grid[0][:, None], grid[1][:, None], grid[2][:, None]
-    codes = torch.clamp(torch.round(x / step), low, high) - low - 128.0
-    return codes.to(torch.int8), (x * 0.0).sum()
+    return (_counted(x, grid) - 128.0).to(torch.int8), (x * 0.0).sum()
 
 
 def _finish(sums: Tensor, shift: Tensor, factor: Tensor, bias: Tensor) -> Tensor:

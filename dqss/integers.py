@@ -1,8 +1,8 @@
 """Drawn options of 8 bits are multiplied as the integers that they are, on CPUs that can.
 
 Where one option of a layer's input and one of its weight are drawn, the layer sums products of codes.
-A CPU with instructions for that (VNNI) does so three to five times as fast as with the floats that codes
-stand for, and what comes out is the same to the rounding of fp32, since sums of integers are exact:
+A CPU with instructions for that (VNNI) does so several times as fast as with the floats that codes stand
+for, and what comes out is the same to the rounding of fp32, since sums of integers are exact:
 
     sum_i (s_x (c_i - z)) (s_w w_i)  =  s_x s_w  sum_i (c_i - z) w_i
 
@@ -29,7 +29,7 @@ from dqss import fused, stem
 from dqss.attach import INPUT_QUANTIZER
 from dqss.decision import Decision, Sampled, StraightThroughGumbel
 from dqss.mixed import MixedActivation, MixedWeight, Mode
-from dqss.mixing import ByteGrid, CodeStack, GridStack, as_blocks, drawn_gradients, on_grid
+from dqss.mixing import ByteGrid, ByteWeight, CodeStack, GridStack, as_blocks, drawn_gradients, on_grid
 from dqss.spec import PerTensor
 
 POSITIONS = 1024
@@ -54,16 +54,13 @@ class Geometry(ABC):
         """Outputs of a channel, and products in each; none for inputs that it does not know."""
 
     @abstractmethod
-    def multiply(
-        self, x: Tensor, grid: ByteGrid, weight: Tensor, scale: Tensor, bias: Tensor | None
-    ) -> Tensor:
+    def multiply(self, x: Tensor, grid: ByteGrid, weight: ByteWeight, bias: Tensor | None) -> Tensor:
         """The layer's output.
 
         Args:
             x: the input.
             grid: of its codes.
-            weight: int8 codes ``[O, ...]``, of which zero is zero.
-            scale: ``[O]`` of the weight.
+            weight: its codes.
             bias: ``[O]``.
         """
 
@@ -82,17 +79,16 @@ class Rows(Geometry):
         """See :meth:`Geometry.sizes`."""
         return x.numel() // max(x[-1], 1), weight[1]
 
-    def multiply(
-        self, x: Tensor, grid: ByteGrid, weight: Tensor, scale: Tensor, bias: Tensor | None
-    ) -> Tensor:
+    def multiply(self, x: Tensor, grid: ByteGrid, weight: ByteWeight, bias: Tensor | None) -> Tensor:
         """See :meth:`Geometry.multiply`."""
         codes, doubt = fused.encode_signed(x.numel(), as_blocks(x, PerTensor()), grid.parts)
-        sums = torch._int_mm(codes.view(-1, x.shape[-1]), weight.T)
+        sums = torch._int_mm(codes.view(-1, x.shape[-1]), weight.codes.T)
+        out = len(weight.codes)
         # Codes stand for numbers from zero on, less 128; in whole numbers nothing is lost.
-        shift = (128 - grid.zero) * weight.sum(1, dtype=torch.int32)
-        made = fused.finish(sums.numel(), sums, shift, grid.scale * scale, _doubted(bias, doubt, len(scale)))
+        shift, factor = (128 - grid.zero) * weight.total, grid.scale * weight.scale
+        made = fused.finish(sums.numel(), sums, shift, factor, _doubted(bias, doubt, out))
         # Networks may write into it, which autograd refuses for a view that a function of ours has made.
-        return fused.bare(made.view(*x.shape[:-1], len(scale)))
+        return fused.bare(made.view(*x.shape[:-1], out))
 
     def gradients(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Geometry.gradients`."""
@@ -121,15 +117,14 @@ class Windows(Geometry):
         high, wide = ((size + 2 * padding - over - 1) // stride + 1 for size, padding, over, stride in each)
         return x[0] * high * wide, weight[1:].numel()
 
-    def multiply(
-        self, x: Tensor, grid: ByteGrid, weight: Tensor, scale: Tensor, bias: Tensor | None
-    ) -> Tensor:
+    def multiply(self, x: Tensor, grid: ByteGrid, weight: ByteWeight, bias: Tensor | None) -> Tensor:
         """See :meth:`Geometry.multiply`."""
         codes, doubt = fused.encode(x.numel(), as_blocks(x, PerTensor()), grid.parts)
         ops, way = torch.ops.onednn, (grid.scale, grid.zero)
         window = (self.stride, self.padding, self.dilation, 1)
-        packed = ops.qconv_prepack(weight, scale, *way, *window, list(x.shape))
-        given = (packed, scale, torch.zeros(len(scale), dtype=torch.int32), _doubted(bias, doubt, len(scale)))
+        packed = ops.qconv_prepack(weight.codes, weight.scale, *way, *window, list(x.shape))
+        zeros = torch.zeros_like(weight.total)
+        given = (packed, weight.scale, zeros, _doubted(bias, doubt, len(zeros)))
         return _channels_first(ops.qconv2d_pointwise(codes.view(x.shape), *way, *given, *window, *_PLAIN))
 
     def gradients(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,8 +167,8 @@ def available() -> bool:
 
 
 @dataclass
-class Product:
-    """A layer's product with both its quantizers; see :func:`hasten`."""
+class IntegerLayer:
+    """A layer with both its quantizers; see :func:`hasten`."""
 
     geometry: Geometry
     weight: MixedWeight
@@ -193,8 +188,8 @@ class Product:
             and x.device.type == "cpu"
             and not torch.is_autocast_enabled("cpu")
             and fused.Kernel.fuses(x.numel())
-            and self._grids(x).byte_grids[place_of(decisions[0])] is not None
-            and self.weight.stack.in_bytes
+            and self._grids(x).byte_grids[_place_of(decisions[0])] is not None
+            and self.weight.stack.byte_weights is not None
         )
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -218,7 +213,7 @@ class Product:
         return self._pays[shape]
 
 
-def place_of(decision: Decision) -> int:
+def _place_of(decision: Decision) -> int:
     """Where the option drawn is."""
     place = decision.place()
     assert place is not None
@@ -241,11 +236,9 @@ class _Multiply(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.way = geometry, grids, place, stack, row
-        scale, weight = stack.alone[stack.distinct.rows[row]]
-        grid = grids.byte_grids[place]
-        assert grid is not None
-        scale = scale.expand(stack.shape[0]).contiguous()
-        return geometry.multiply(x, grid, weight.view(stack.shape), scale, bias)
+        grid, weights = grids.byte_grids[place], stack.byte_weights
+        assert grid is not None and weights is not None
+        return geometry.multiply(x, grid, weights[row], bias)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
@@ -263,14 +256,14 @@ def hasten(layer: nn.Module, weight: MixedWeight, activation: MixedActivation) -
     if geometry is None or type(weight) is not MixedWeight or type(activation) is not MixedActivation:
         return
     if "forward" not in vars(layer) and available():
-        activation.product = Product(geometry, weight, activation)
+        activation.bypass = IntegerLayer(geometry, weight, activation)
         layer.forward = MethodType(_forward, layer)  # which, unlike a closure, is copied with its layer
 
 
 def _forward(layer: Any, input: Tensor) -> Tensor:  # as layers call it
-    product = getattr(layer._modules.get(INPUT_QUANTIZER), "product", None)
-    if product is not None and product.applies(input):
-        made: Tensor = product(input, layer.bias)
+    bypass = getattr(layer._modules.get(INPUT_QUANTIZER), "bypass", None)
+    if bypass is not None and bypass.applies(input):
+        made: Tensor = bypass(input, layer.bias)
         return made
     made = type(layer).forward(layer, input)
     return made

@@ -113,7 +113,7 @@ class MixedQuantizer(nn.Module, ABC):
         """Keep what a calibrated quantizer needs, and forget what it was calibrated with."""
 
 
-class Product(Protocol):
+class Bypass(Protocol):
     """A layer that quantizes its input itself where it can; see :mod:`dqss.integers`."""
 
     def applies(self, x: Tensor) -> bool:
@@ -124,7 +124,7 @@ class MixedActivation(MixedQuantizer):
     """Mixture of quantizations of a layer's input; observes it while calibrating."""
 
     role = Role.ACTIVATION
-    product: Product | None = None
+    bypass: Bypass | None = None
     """What leaves nothing to do here, wherever it applies."""
 
     def __init__(self, candidates: Sequence[Candidate], decision: Decision, shape: torch.Size) -> None:
@@ -146,7 +146,7 @@ class MixedActivation(MixedQuantizer):
         if self.alone:
             found: Tensor = self[self.decision.choice](x)
             return found
-        if self.product is not None and self.product.applies(x):
+        if self.bypass is not None and self.bypass.applies(x):
             return x
         weights, place = self.decision.mixture()
         return mix_fake_quantize(x, weights, self.grids(x.shape), place)

@@ -304,6 +304,21 @@ _INTEGERS = (torch.int8, torch.int16, torch.int32)
 
 
 @dataclass(frozen=True)
+class ByteWeight:
+    """A weight of int8 codes, of which zero is zero.
+
+    Attributes:
+        codes: in the shape of the weight, ``[O, ...]``.
+        scale: ``[O]`` fp32.
+        total: ``[O]`` int32, the sum of each row's codes.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    total: Tensor
+
+
+@dataclass(frozen=True)
 class CodeStack:
     """All candidates' codes of one weight, channels (or groups) first, for mixing in one pass.
 
@@ -357,10 +372,17 @@ class CodeStack:
         return self.restore(fused.restore(codes.numel(), scale, codes))
 
     @cached_property
-    def in_bytes(self) -> bool:
-        """Whether codes are bytes, with a scale for each row of the weight or one for all."""
-        rows = self.granularity in (PerTensor(), PerChannel(0))
-        return self.steps.dtype is torch.int8 and rows
+    def byte_weights(self) -> list[ByteWeight] | None:
+        """Of each of the K candidates; None where codes are no bytes, or have scales for other than rows."""
+        if self.steps.dtype is not torch.int8 or self.granularity not in (PerTensor(), PerChannel(0)):
+            return None
+        found = [self._byte_weight(scale, codes.view(self.shape)) for scale, codes in self.alone]
+        return [found[row] for row in self.distinct.rows]
+
+    @staticmethod
+    def _byte_weight(scale: Tensor, codes: Tensor) -> ByteWeight:
+        total = codes.flatten(1).sum(1, dtype=torch.int32)
+        return ByteWeight(codes, scale.expand(len(codes)).contiguous(), total)
 
     @cached_property
     def alone(self) -> list[tuple[Tensor, Tensor]]:

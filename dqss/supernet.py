@@ -369,7 +369,7 @@ class Supernet(nn.Module):
                 detach_weight(layer.module)
                 layer.weight = None
                 if layer.activation is not None:
-                    layer.activation.product = None
+                    layer.activation.bypass = None
             if layer.weight is None and layer.activation is None:
                 self.coverage.unused.append(name)
                 del self.layers[name]

@@ -39,17 +39,17 @@ def supernet(
     return found
 
 
-def products(searched: Supernet) -> list[integers.Product]:
+def integer_layers(searched: Supernet) -> list[integers.IntegerLayer]:
     layers = searched.layers.values()
-    found = [layer.activation.product for layer in layers if layer.activation is not None]
-    return [product for product in found if isinstance(product, integers.Product)]
+    found = [layer.activation.bypass for layer in layers if layer.activation is not None]
+    return [layer for layer in found if isinstance(layer, integers.IntegerLayer)]
 
 
 def passes(searched: Supernet, x: Tensor, integer: bool) -> list[Tensor]:
     """Output, and gradients of the input and of all logits, with products of codes or without."""
-    taken = products(searched)
-    for product in taken:
-        product.activation.product = product if integer else None
+    taken = integer_layers(searched)
+    for layer in taken:
+        layer.activation.bypass = layer if integer else None
     leaf = x.clone().requires_grad_()
     with searched.mode("relaxed"):
         if integer:
@@ -62,8 +62,8 @@ def passes(searched: Supernet, x: Tensor, integer: bool) -> list[Tensor]:
     for parameter in searched.arch_parameters():
         found.append(parameter.grad)
         parameter.grad = None
-    for product in taken:
-        product.activation.product = product
+    for layer in taken:
+        layer.activation.bypass = layer
     return [part for part in found if part is not None]
 
 
@@ -165,7 +165,7 @@ def test_a_network_as_a_whole(relaxation: Relaxation) -> None:
 
     x = torch.randn(4, 3, 12, 12)
     searched = supernet(Network(), x, uniform(8, 8, WEIGHTS, INPUTS), relaxation)
-    assert len(products(searched)) == 4
+    assert len(integer_layers(searched)) == 4
     # Seldom does a value round to the other side; in a network as small as this one it does not.
     assert_close(passes(searched, x, True), passes(searched, x, False))
 
@@ -185,9 +185,9 @@ def test_copies_have_quantizers_of_their_own() -> None:
     model, x = nn.Sequential(nn.Linear(6, 5)), torch.randn(3, 6)
     searched = supernet(model, x, uniform(8, 8, WEIGHTS, INPUTS))
     copied = copy.deepcopy(searched)
-    (product,) = products(copied)
-    assert product.activation is copied.model[0].input_quantizer
-    assert product.weight is copied.model[0].parametrizations.weight[0]
+    (layer,) = integer_layers(copied)
+    assert layer.activation is copied.model[0].input_quantizer
+    assert layer.weight is copied.model[0].parametrizations.weight[0]
     assert_close(passes(copied, x, True), passes(searched, x, True))
     assert all(parameter.grad is None for parameter in searched.arch_parameters())
 
@@ -223,31 +223,31 @@ def test_what_cannot_be_multiplied_so_is_left_alone(
     x = torch.randn(*shape)
     searched = supernet(nn.Sequential(layer), x, space)
     with searched.mode("relaxed"):
-        assert not any(product.applies(x) for product in products(searched))
+        assert not any(layer.applies(x) for layer in integer_layers(searched))
         searched(x).sum().backward()
 
 
 def test_only_steps_of_a_search_are_concerned() -> None:
     model, x = nn.Sequential(CONV), torch.randn(*IMAGE)
     searched = supernet(model, x, uniform(8, 8, WEIGHTS, INPUTS))
-    (product,) = products(searched)
+    (layer,) = integer_layers(searched)
     with searched.mode("relaxed"):
-        assert product.applies(x)
+        assert layer.applies(x)
         with torch.no_grad():
-            assert not product.applies(x)
+            assert not layer.applies(x)
         with fused.fused(False):
-            assert not product.applies(x)
+            assert not layer.applies(x)
         with torch.autocast("cpu", torch.bfloat16):
-            assert not product.applies(x)
-        assert not product.applies(x.bfloat16())
-    assert not product.applies(x)
+            assert not layer.applies(x)
+        assert not layer.applies(x.bfloat16())
+    assert not layer.applies(x)
     with searched.pinned(searched.argmax()):
-        assert not product.applies(x)
+        assert not layer.applies(x)
     with searched.assign(searched.argmax()):
-        assert not product.applies(x)
+        assert not layer.applies(x)
     searched.relax(Softmax())
     with searched.mode("relaxed"):
-        assert not product.applies(x)
+        assert not layer.applies(x)
 
 
 def test_small_layers_stay_with_floats(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +257,7 @@ def test_small_layers_stay_with_floats(monkeypatch: pytest.MonkeyPatch) -> None:
         x = torch.randn(8, channels, size, size)
         searched = supernet(nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1)), x, uniform(8, 8))
         with searched.mode("relaxed"):
-            assert not any(product.applies(x) for product in products(searched))
+            assert not any(layer.applies(x) for layer in integer_layers(searched))
 
 
 def test_sizes_are_those_of_the_output() -> None:

@@ -21,17 +21,7 @@ from dqss.repair.cache import Store
 from dqss.repair.keeping import Kept
 from dqss.repair.repair import _Feed, _Work
 from dqss.repair.units import find_units
-from tests.repair.support import network, pictures, settings, strategy_for
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    return network()
-
-
-@pytest.fixture(scope="module")
-def bundle(model: nn.Module) -> Bundle:
-    return strategy_for(model, pictures())
+from tests.repair.support import pictures, settings
 
 
 def mirrored(inputs: Tensor, generator: torch.Generator) -> Tensor:

@@ -19,18 +19,8 @@ from dqss.repair import Repaired, RepairSettings, repair_strategy
 from dqss.repair.repair import _Work
 from dqss.repair.units import Unit, capturing
 from search_spaces import uniform
-from tests.repair.support import FAST, network, pictures, settings, strategy_for
+from tests.repair.support import FAST, network, pictures, settings
 from tests.support.nets import bundle_of, prepared_supernet
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    return network()
-
-
-@pytest.fixture(scope="module")
-def bundle(model: nn.Module) -> Bundle:
-    return strategy_for(model, pictures())
 
 
 @pytest.fixture(scope="module")
