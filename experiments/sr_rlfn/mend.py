@@ -41,6 +41,13 @@ REPAIRS = {
     "layers+steps_2": replace(SHORT, learn_steps=True, batch_size=2),
     "network": NETWORK,
     "network_2": replace(NETWORK, batch_size=2),
+    "network_2_600": replace(
+        NETWORK,
+        batch_size=2,
+        network_iterations=600,
+        network_learning_rate=0.006,
+        network_step_learning_rate=0.002,
+    ),
     "layers+steps+network": replace(SHORT, learn_steps=True, network_iterations=300),
 }
 PREPARED: dict[str, dict[str, bool]] = {"plain": {}, "smoothed": {"smooth": True}}
