@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,19 @@ class Found:
     Attributes:
         codes: integer codes of weights, in their shapes.
         scales: steps ``[C]`` of inputs, where they learned.
+        weight_scales: steps ``[C]`` of weights, where they learned.
         biases: ``[C]``, where they learned.
     """
 
     codes: dict[str, Tensor] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
+    weight_scales: dict[str, Tensor] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
+
+    def regrid(self, name: str, grid: Grid) -> Grid:
+        """That of a layer's weight, with the step that was learned, if it was."""
+        scale = self.weight_scales.get(name)
+        return grid if scale is None else replace(grid, scale=scale.to(grid.scale))
 
 
 def input_quantizers(network: nn.Module, roots: Iterable[str] = ("",)) -> dict[str, Quantizer]:
@@ -53,7 +60,7 @@ def put(network: nn.Module, found: Found, grids: Mapping[str, Grid]) -> Callable
     """
     undo: list[Callable[[], None]] = []
 
-    def replace(layer: nn.Module, part: str, value: Tensor) -> None:
+    def exchange(layer: nn.Module, part: str, value: Tensor) -> None:
         earlier: Tensor = getattr(layer, part)
         undo.append(lambda: setattr(layer, part, earlier))
         setattr(layer, part, nn.Parameter(value.to(earlier), requires_grad=False))
@@ -65,10 +72,10 @@ def put(network: nn.Module, found: Found, grids: Mapping[str, Grid]) -> Callable
         quantizer.load_grid(scale, before[1])
 
     for name, integers in found.codes.items():
-        layer, grid = network.get_submodule(name), grids[name]
-        replace(layer, "weight", Codes(integers.to(grid.scale.device), grid).dequantize())
+        layer, grid = network.get_submodule(name), found.regrid(name, grids[name])
+        exchange(layer, "weight", Codes(integers.to(grid.scale.device), grid).dequantize())
     for name, bias in found.biases.items():
-        replace(network.get_submodule(name), "bias", bias)
+        exchange(network.get_submodule(name), "bias", bias)
     for name, scale in found.scales.items():
         regrid(getattr(network.get_submodule(name), INPUT_QUANTIZER), scale)
 

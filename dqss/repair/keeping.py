@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,12 @@ class Kept:
             return None
         if identity != self.identity or name != unit.name:
             return None
-        parts: dict[str, dict[str, Any]] = {"codes": {}, "scales": {}}
+        parts: dict[str, dict[str, Any]] = {field.name: {} for field in fields(Found)}
         for key, tensor in tensors.items():
             kind, _, layer = key.partition(":")
             parts[kind][layer] = tensor
         pairs = {key: tuple(errors[key]) for key in ("learned", "held_out")}
-        return Found(parts["codes"], parts["scales"]), UnitErrors(**{**errors, **pairs})
+        return Found(**parts), UnitErrors(**{**errors, **pairs})
 
     def put(self, position: int, unit: Unit, found: Found, errors: UnitErrors) -> None:
         """Keep what was found, whole or not at all."""
@@ -61,11 +61,12 @@ class Kept:
         if path is None:
             return
         noted = {"identity": self.identity, "name": unit.name, "errors": asdict(errors)}
-        tensors = {f"codes:{name}": codes for name, codes in found.codes.items()}
-        tensors |= {f"scales:{name}": scale for name, scale in found.scales.items()}
-        data = safetensors.torch.save(
-            {key: tensor.contiguous() for key, tensor in tensors.items()}, {"unit": json.dumps(noted)}
-        )
+        tensors = {
+            f"{field.name}:{name}": tensor.contiguous()
+            for field in fields(found)
+            for name, tensor in getattr(found, field.name).items()
+        }
+        data = safetensors.torch.save(tensors, {"unit": json.dumps(noted)})
         write_bytes_atomic(path, data)
 
     def _path(self, position: int) -> Path | None:

@@ -240,9 +240,11 @@ class _Learning:
     def found(self) -> Found:
         """As it stands, on the CPU."""
         return Found(
-            {name: rounding.codes().integers.cpu() for name, rounding in self.roundings.items()},
-            {name: step.scale().detach().cpu() for name, step in self.steps.items()},
-            {name: bias.detach().to("cpu", torch.float32).clone() for name, bias in self.biases.items()},
+            codes={name: rounding.codes().integers.cpu() for name, rounding in self.roundings.items()},
+            scales={name: step.scale().detach().cpu() for name, step in self.steps.items()},
+            biases={
+                name: bias.detach().to("cpu", torch.float32).clone() for name, bias in self.biases.items()
+            },
         )
 
 

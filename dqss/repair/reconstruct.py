@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import cos, pi
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -135,33 +137,25 @@ class Reconstruction:
         settings = self.settings
         # Errors count in units of what they are with plain rounding, whatever the unit is made of.
         unit_size = scale * self._mean_square(data.wanted[: data.learned]) or 1.0
-        with self._soft() as (roundings, steps), torch.enable_grad():
-            count = sum(soft.v.numel() for soft in roundings.values())
-            groups = [{"params": [soft.v for soft in roundings.values()], "lr": settings.learning_rate}]
-            learning = [step.shift for step in steps.values() if step.learn]
-            if learning:
-                groups.append({"params": learning, "lr": settings.step_learning_rate})
-            optimizer = torch.optim.Adam(groups)
+        with self._learning(data) as learning, torch.enable_grad():
+            optimizer = torch.optim.Adam(learning.groups)
+            rates = [group["lr"] for group in optimizer.param_groups]
             for iteration, rows in enumerate(self._batches(data.learned)):
                 progress = iteration / max(settings.iterations, 1)
-                if learning:
-                    optimizer.param_groups[1]["lr"] = (
-                        settings.step_learning_rate * (1 + cos(pi * progress)) / 2
-                    )
+                # But for the roundings, which are to be decided in the end.
+                for group, rate in zip(optimizer.param_groups[1:], rates[1:], strict=True):
+                    group["lr"] = rate * (1 + cos(pi * progress)) / 2
                 output = self.unit.run(self.network, self._inputs(data, rows))
                 wanted = self._rows(data.wanted, rows)
                 loss = (output.float() - wanted).square().mean() / unit_size
                 if progress >= settings.warmup:
                     beta = _beta((progress - settings.warmup) / max(1 - settings.warmup, 1e-9))
-                    parts = [regularizer(soft.h(), beta) * soft.v.numel() for soft in roundings.values()]
-                    loss = loss + settings.regularization * sum(parts) / count
+                    loss = loss + settings.regularization * learning.undecided(beta)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 advance()
-            codes = {name: soft.codes().integers.cpu() for name, soft in roundings.items()}
-            scales = {name: step.scale().detach().cpu() for name, step in steps.items() if step.learn}
-        return Found(codes, scales)
+            return learning.found()
 
     def _mean_square(self, rows: Tensor) -> float:
         """In runs: the rows may be on disk."""
@@ -191,23 +185,43 @@ class Reconstruction:
             left = left[size:]
 
     @contextmanager
-    def _soft(self) -> Iterator[tuple[dict[str, SoftRounding], dict[str, DroppingQuantizer]]]:
-        """Soft roundings and dropping quantizers in the place of what is there."""
-        roundings, steps = {}, {}
+    def _learning(self, data: Data) -> Iterator[_Learning]:
+        """What learns, in the place of what is there."""
+        settings = self.settings
+        sizes = self._output_sizes(data) if settings.learn_biases else {}
+        roundings, steps, biases = {}, {}, {}
         with ExitStack() as stack:
             for name, quantizer in input_quantizers(self.network, self.unit.modules).items():
                 layer = self.network.get_submodule(name)
-                learn = self.settings.learn_steps and self.settings.drop < 1 and name not in self.fixed
-                step = DroppingQuantizer(quantizer, self.settings.drop, learn, self.chance)
+                learn = settings.learn_steps and settings.drop < 1 and name not in self.fixed
+                step = DroppingQuantizer(quantizer, settings.drop, learn, self.chance)
                 setattr(layer, INPUT_QUANTIZER, step.to(self.device))
                 stack.callback(setattr, layer, INPUT_QUANTIZER, quantizer)
                 steps[name] = step
             for name, (weight, grid) in self.weights.items():
                 layer = self.network.get_submodule(name)
-                roundings[name] = SoftRounding(weight, grid).to(self.device)
+                roundings[name] = SoftRounding(weight, grid, settings.learn_weight_steps).to(self.device)
                 attach_weight(layer, roundings[name])
                 stack.callback(detach_weight, layer)
-            yield roundings, steps
+            for name in sizes:
+                layer = self.network.get_submodule(name)
+                before: Tensor = layer.bias  # type: ignore[assignment]
+                layer.bias = biases[name] = nn.Parameter(before.detach().clone())
+                stack.callback(setattr, layer, "bias", before)
+            yield _Learning(roundings, steps, biases, sizes, settings)
+
+    @torch.no_grad()
+    def _output_sizes(self, data: Data) -> dict[str, float]:
+        """Root mean square of what each layer with a bias gives."""
+        sizes: dict[str, float] = {}
+        with ExitStack() as stack:
+            for name in self.weights:
+                layer = self.network.get_submodule(name)
+                if layer.bias is not None:
+                    stack.callback(layer.register_forward_hook(partial(_note_size, sizes, name)).remove)
+            rows = torch.arange(min(self.settings.batch_size, data.learned))
+            self.unit.run(self.network, self._rows(data.quantized, rows))
+        return sizes
 
     def _changed(self, found: Found) -> float:
         total = changed = 0
@@ -217,6 +231,50 @@ class Reconstruction:
             changed += int((nearest != integers).sum())
             total += integers.numel()
         return changed / max(total, 1)
+
+
+class _Learning:
+    """The parts of one unit that learn, and how fast each does."""
+
+    def __init__(
+        self,
+        roundings: Mapping[str, SoftRounding],
+        steps: Mapping[str, DroppingQuantizer],
+        biases: Mapping[str, nn.Parameter],
+        sizes: Mapping[str, float],
+        settings: RepairSettings,
+    ) -> None:
+        self.roundings, self.steps, self.biases, self.settings = roundings, steps, biases, settings
+        self.count = sum(soft.v.numel() for soft in roundings.values())
+        shifts = [part.shift for part in (*steps.values(), *roundings.values())]
+        rate = settings.step_learning_rate
+        self.groups = [
+            {"params": [soft.v for soft in roundings.values()], "lr": settings.learning_rate},
+            {"params": [shift for shift in shifts if shift.requires_grad], "lr": rate},
+            *({"params": [bias], "lr": rate * sizes[name]} for name, bias in biases.items()),
+        ]
+
+    def undecided(self, beta: float) -> Tensor:
+        """Mean of the regularizer over all weights."""
+        parts = [regularizer(soft.h(), beta) * soft.v.numel() for soft in self.roundings.values()]
+        return torch.stack(parts).sum() / self.count
+
+    def found(self) -> Found:
+        """As it stands, on the CPU."""
+        return Found(
+            codes={name: soft.codes().integers.cpu() for name, soft in self.roundings.items()},
+            scales={name: step.scale().detach().cpu() for name, step in self.steps.items() if step.learn},
+            weight_scales={
+                name: soft.scale().detach().cpu()
+                for name, soft in self.roundings.items()
+                if self.settings.learn_weight_steps
+            },
+            biases={name: bias.detach().to("cpu", torch.float32) for name, bias in self.biases.items()},
+        )
+
+
+def _note_size(sizes: dict[str, float], name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+    sizes[name] = float(output.double().square().mean().sqrt())
 
 
 def _beta(progress: float) -> float:

@@ -293,8 +293,10 @@ class _Work:
     def codes_of(self, name: str, weight: Tensor) -> Codes:
         """The codes of a layer's weight so far."""
         codes = weight_codes(self.bundle, name, weight)
-        found = next((found.codes[name] for found in self.found.values() if name in found.codes), None)
-        return codes if found is None else Codes(found.to(self.device), codes.grid)
+        found = next((found for found in self.found.values() if name in found.codes), None)
+        if found is None:
+            return codes
+        return Codes(found.codes[name].to(self.device), found.regrid(name, codes.grid))
 
     def learned(self) -> int:
         """How many of the inputs are learned from; the others are held out."""
@@ -333,8 +335,10 @@ class _Work:
         several = [*self.found.values(), self.together, Found(biases=self.biases)]
         codes = {name: each for found in several for name, each in found.codes.items()}
         scales = {name: each for found in several for name, each in found.scales.items()}
+        weight_scales = {name: each for found in several for name, each in found.weight_scales.items()}
         biases = {name: each for found in several for name, each in found.biases.items()}
         tensors |= {f"{name}.weight.codes": value for name, value in codes.items()}
+        tensors |= {f"{name}.weight.scale": value for name, value in weight_scales.items()}
         tensors |= {f"{name}.activation.scale": value for name, value in scales.items()}
         tensors |= {f"{name}.bias": value for name, value in biases.items()}
         layers = {}

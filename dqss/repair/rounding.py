@@ -1,11 +1,16 @@
-"""Rounding that is learned: up or down for each weight, by a soft variable (AdaRound, arXiv 2004.10568)."""
+"""Rounding that is learned: up or down for each weight, by a soft variable (AdaRound, arXiv 2004.10568).
+
+The step of the grid may learn with it, as FlexRound has it (arXiv 2306.00317) for the grid as a whole.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from dqss.functional import dequantize
+from dqss.functional import broadcast_channels, dequantize
 from dqss.mixing import Codes, Grid
 
 ZETA, GAMMA = 1.1, -0.1
@@ -39,21 +44,22 @@ class SoftRounding(nn.Module):
     Args:
         weight: float.
         grid: where it is rounded to.
+        learn_step: whether the grid's steps learn.
 
     Attributes:
         v: the soft variables, in the weight's shape.
+        shift: ``[C]``, the logarithm of the step over the grid's own.
     """
 
-    scale: Tensor
     zero_point: Tensor
     floor: Tensor
 
-    def __init__(self, weight: Tensor, grid: Grid) -> None:
+    def __init__(self, weight: Tensor, grid: Grid, learn_step: bool = False) -> None:
         super().__init__()
         self.grid = grid
+        self.shift = nn.Parameter(torch.zeros_like(grid.scale), requires_grad=learn_step)
         scale, zero_point = (part.to(weight.device) for part in grid.shaped(weight.shape))
         places = weight.detach().to(torch.float32) / scale
-        self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
         self.register_buffer("floor", torch.floor(places))
         self.v = nn.Parameter(inverse_rectified_sigmoid(places - self.floor))
@@ -66,11 +72,17 @@ class SoftRounding(nn.Module):
         """The weight as it stands, softly rounded; differentiable in :attr:`v`."""
         spec = self.grid.spec
         codes = torch.clamp(self.floor + self.h() + self.zero_point, spec.qmin, spec.qmax)
-        return dequantize(codes, self.scale, self.zero_point).to(weight.dtype)
+        scale = broadcast_channels(self.scale(), weight.shape, spec.granularity)
+        return dequantize(codes, scale, self.zero_point).to(weight.dtype)
+
+    def scale(self) -> Tensor:
+        """``[C]``: the step as it stands."""
+        return self.grid.scale.to(self.shift) * self.shift.exp()
 
     @torch.no_grad()
     def codes(self) -> Codes:
         """Each weight at the nearer one of its two codes."""
         spec = self.grid.spec
         codes = self.floor + (self.h() >= 0.5) + self.zero_point
-        return Codes.from_integers(torch.clamp(codes, spec.qmin, spec.qmax), self.grid)
+        grid = replace(self.grid, scale=self.scale().detach()) if self.shift.requires_grad else self.grid
+        return Codes.from_integers(torch.clamp(codes, spec.qmin, spec.qmax), grid)

@@ -30,7 +30,10 @@ class RepairSettings:
         float_inputs: share of the block's input values that come from the float network and not from
             the quantized one before it (QDrop takes half, AdaRound and BRECQ none).
         learn_steps: the steps of the activations learn too.
-        step_learning_rate: of their logarithms (Adam).
+        learn_weight_steps: the steps of the weights learn too (as in FlexRound, arXiv 2306.00317).
+        learn_biases: biases learn too.
+        step_learning_rate: of the logarithms of all these steps, and of biases in units of what the layer
+            gives (Adam).
         held_out: share of the inputs that no iteration sees: a block is left as it was where its error
             on them does not fall.
         bias_correction: afterwards, move the mean of every layer's output to what it is in the float
@@ -60,6 +63,8 @@ class RepairSettings:
     drop: float = 0.5
     float_inputs: float = 0.5
     learn_steps: bool = False
+    learn_weight_steps: bool = False
+    learn_biases: bool = False
     step_learning_rate: float = 0.002
     held_out: float = 0.125
     bias_correction: bool = False

@@ -64,6 +64,8 @@ LEARNED = ("iterations", "batch_size", "learning_rate", "regularization", "augme
 REPAIRS = {
     "adaround": ADAROUND,
     "adaround+steps": replace(ADAROUND, learn_steps=True),
+    "adaround+grids": replace(ADAROUND, learn_weight_steps=True, learn_biases=True),
+    "adaround+grids+steps": replace(ADAROUND, learn_weight_steps=True, learn_biases=True, learn_steps=True),
     "adaround+biases": replace(ADAROUND, bias_correction=True),
     "blocks": BLOCKS,
     "blocks+steps": replace(BLOCKS, learn_steps=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from dqss.repair import Repaired, RepairSettings, repair_strategy
 from dqss.repair.repair import _Work
 from dqss.repair.units import Unit, capturing
 from search_spaces import uniform
-from tests.repair.support import FAST, network, pictures, settings
+from tests.repair.support import FAST, network, pictures, settings, strategy_for
 from tests.support.nets import bundle_of, prepared_supernet
 
 
@@ -70,13 +71,25 @@ def test_codes_are_the_nearest_or_next_to_them(model: nn.Module, bundle: Bundle,
         assert torch.equal(codes.grid.scale, nearest.grid.scale)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"learn_steps": True, "bias_correction": True},
+        {"learn_weight_steps": True, "learn_biases": True},
+        {"learn_weight_steps": True, "learn_biases": True, "network_iterations": 3},
+    ],
+    ids=lambda options: "+".join(options),
+)
 def test_rebuilt_from_disk_it_is_what_was_tuned_to_the_bit(
-    model: nn.Module, bundle: Bundle, tmp_path: Path
+    model: nn.Module, bundle: Bundle, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    options = settings(learn_steps=True, bias_correction=True)
+    options = settings(**options)
     work = _Work(model, bundle, dqss.Samples.of(pictures()), options, None, 0, Reporter(), None, False)
     work.reconstruct()
-    work.correct()
+    if options.network_iterations:
+        work.learn_together(None)
+    if options.bias_correction:
+        work.correct()
     work.result().save(tmp_path)
     rebuilt = apply_strategy(model, dqss.load(tmp_path))
     with torch.no_grad():
@@ -96,6 +109,50 @@ def test_learned_steps_move_and_are_stored(bundle: Bundle, repaired: Repaired) -
         )
         moved += not torch.equal(bundle.tensors[key], repaired.bundle.tensors[key])
     assert moved == len(repaired.bundle.strategy.layers)
+
+
+def linear(weight: Tensor, inputs: Tensor, **changed: float) -> tuple[nn.Module, Bundle]:
+    """One layer with a strategy whose tensors are as many times as large."""
+    model = nn.Sequential(nn.Linear(weight.shape[1], weight.shape[0])).eval()
+    model[0].weight.data.copy_(weight)
+    bundle = strategy_for(model, inputs, 4)
+    tensors = {
+        key: tensor * changed.get(key.removeprefix("0.").replace(".", "_"), 1.0)
+        for key, tensor in bundle.tensors.items()
+    }
+    return model, Bundle(bundle.strategy.model_copy(update={"tensors_sha256": None}), tensors)
+
+
+def test_steps_of_weights_learn() -> None:
+    torch.manual_seed(0)
+    weight = 0.1 * torch.randint(-7, 8, (5, 8)).float()
+    weight[:, 0] = 0.7
+    model, bundle = linear(weight, torch.randn(96, 8), weight_scale=1.07)
+    options = settings(iterations=600, float_inputs=0.0, drop=1.0)
+    wrong = bundle.tensors["0.weight.scale"]
+    for learn in (False, True):
+        found = repair_strategy(model, bundle, torch.randn(96, 8), replace(options, learn_weight_steps=learn))
+        scale = found.bundle.tensors["0.weight.scale"]
+        if learn:  # the only step with which the layer is exact
+            torch.testing.assert_close(scale, wrong / 1.07, atol=0, rtol=0.005)
+            assert found.errors["0"].held_out[1] < 1e-3
+        else:
+            assert torch.equal(scale, wrong) and found.errors["0"].held_out[1] > 2e-3
+
+
+def test_biases_learn() -> None:
+    torch.manual_seed(0)
+    inputs = torch.rand(400, 8)
+    model, bundle = linear(torch.rand(5, 8), inputs, activation_scale=0.5)  # so that half of them are clipped
+    options = settings(iterations=200, float_inputs=0.0, drop=0.0, learn_biases=True, step_learning_rate=0.02)
+    found = repair_strategy(model, bundle, inputs, options)
+    assert found.bundle.strategy.layers["0"].bias_corrected
+    with torch.no_grad():
+        means = [
+            float((apply_strategy(model, one)(inputs) - model(inputs)).mean(0).abs().max())
+            for one in (bundle, found.bundle)
+        ]
+    assert means[1] < 0.1 * means[0]
 
 
 def test_nothing_asked_is_nothing_changed(model: nn.Module, bundle: Bundle) -> None:
@@ -134,7 +191,7 @@ class Stop(Reporter):
 
 
 def test_finished_blocks_are_not_repeated(model: nn.Module, bundle: Bundle, tmp_path: Path) -> None:
-    options = settings(learn_steps=True)
+    options = settings(learn_steps=True, learn_weight_steps=True, learn_biases=True)
     whole = repair_strategy(model, bundle, pictures(), options, folder=tmp_path / "whole")
     with pytest.raises(Interrupted):
         repair_strategy(model, bundle, pictures(), options, folder=tmp_path / "cut", reporter=Stop(150))

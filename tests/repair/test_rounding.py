@@ -21,12 +21,14 @@ from dqss.spec import PerChannel, QuantSpec
 SPECS = [QuantSpec(bits, symmetric, PerChannel(0)) for bits in (2, 3, 4, 8) for symmetric in (True, False)]
 
 
-def soft(spec: QuantSpec, share: float = 1.0, seed: int = 0) -> tuple[torch.Tensor, SoftRounding]:
+def soft(
+    spec: QuantSpec, share: float = 1.0, seed: int = 0, learn_step: bool = False
+) -> tuple[torch.Tensor, SoftRounding]:
     """A random weight; with a smaller ``share`` of its range on the grid the rest is clipped."""
     weight = torch.randn(6, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
     rows = weight.flatten(1)
     scale, zero_point = choose_qparams(rows.amin(1) * share, rows.amax(1) * share, spec)
-    return weight, SoftRounding(weight, Grid(scale, zero_point, spec))
+    return weight, SoftRounding(weight, Grid(scale, zero_point, spec), learn_step)
 
 
 def test_rectified_sigmoid_is_equation_23() -> None:
@@ -55,12 +57,11 @@ def test_regularizer_is_equation_24(beta: float) -> None:
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.bits} {spec.scheme}")
 def test_it_starts_at_the_float_weight_and_rounds_to_the_nearest(spec: QuantSpec) -> None:
     weight, rounding = soft(spec)
-    inside = (weight >= rounding.scale * (spec.qmin - rounding.zero_point)) & (
-        weight <= rounding.scale * (spec.qmax - rounding.zero_point)
-    )
+    scale, zero_point = rounding.grid.shaped(weight.shape)
+    inside = (weight >= scale * (spec.qmin - zero_point)) & (weight <= scale * (spec.qmax - zero_point))
     assert inside.float().mean() > 0.9
     torch.testing.assert_close(rounding(weight)[inside], weight[inside], atol=1e-5, rtol=1e-5)
-    nearest = fake_quantize(weight, rounding.scale, rounding.zero_point, spec)
+    nearest = fake_quantize(weight, scale, zero_point, spec)
     assert torch.equal(rounding.codes().dequantize(), nearest)
     assert torch.equal(rounding.codes().integers, Codes.of(weight, rounding.grid).integers)
 
@@ -86,7 +87,25 @@ def test_whatever_is_learned_is_a_neighbouring_code(spec: QuantSpec, share: floa
 def test_clipped_weights_have_no_gradient() -> None:
     weight, rounding = soft(QuantSpec(3, True, PerChannel(0)), share=0.4)
     rounding(weight).sum().backward()  # type: ignore[no-untyped-call]
-    beyond = (weight / rounding.scale < -5) | (weight / rounding.scale > 4)
+    scale, _ = rounding.grid.shaped(weight.shape)
+    beyond = (weight / scale < -5) | (weight / scale > 4)
     assert beyond.any() and rounding.v.grad is not None
     assert rounding.v.grad[beyond].abs().max() == 0
     assert (rounding.v.grad[~beyond] != 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("spec", SPECS[2:6], ids=lambda spec: f"{spec.bits} {spec.scheme}")
+def test_steps_that_learn(spec: QuantSpec) -> None:
+    weight, rounding = soft(spec, learn_step=True)
+    torch.testing.assert_close(rounding(weight).sum((1, 2, 3)), soft(spec)[1](weight).sum((1, 2, 3)))
+    # What a channel gives grows with its step, in proportion: so that is the gradient of the logarithm.
+    rounding(weight).sum().backward()  # type: ignore[no-untyped-call]
+    assert rounding.shift.grad is not None
+    torch.testing.assert_close(rounding.shift.grad, rounding(weight).detach().sum((1, 2, 3)))
+    with torch.no_grad():
+        rounding.shift.copy_(torch.linspace(-0.3, 0.3, 6))
+        rounding.v.copy_(torch.where(rounding.v > 0, 9.0, -9.0))
+    codes = rounding.codes()
+    torch.testing.assert_close(codes.grid.scale, rounding.grid.scale * torch.linspace(-0.3, 0.3, 6).exp())
+    assert torch.equal(codes.integers, Codes.of(weight, rounding.grid).integers)
+    assert torch.equal(rounding(weight), codes.dequantize())
