@@ -29,7 +29,17 @@ from dqss.repair.keeping import KeptSteps
 from dqss.repair.network import NetworkReconstruction, _Learning
 from dqss.repair.repair import _Work
 from experiments.harness import Table, preset, quiet, study_parser
-from experiments.repair.run import ADAROUND, COLUMNS, HERE, TOGETHER, Setting, Subject, inputs_of
+from experiments.repair.run import (
+    ADAROUND,
+    COLUMNS,
+    HERE,
+    TOGETHER,
+    Setting,
+    Source,
+    Start,
+    Subject,
+    inputs_of,
+)
 
 START, TEMPERATURE, RATE = 2.0, 1.0, 0.05
 """Logit of what is in place (the others have 0), of the softmax, and learning rate (Adam)."""
@@ -124,7 +134,7 @@ def main() -> None:
     for seed in arguments.seeds:
         setting = Setting(study, arguments.bits, arguments.edges, seed, arguments.work / "ptq")
         bundle = setting.repaired("mse+adaround", tuned, "_250x16")
-        _, evaluator = setting._build(False)
+        _, evaluator = setting._build(Start(Source.MSE))
         places = inputs_of(evaluator, bundle)
         for row, start in (("network_logits", places), ("network_without_steps", None)):
             key = (study.name, arguments.bits, arguments.edges, seed, f"mse+adaround+{row}_250x16")

@@ -103,11 +103,13 @@ class Start:
         source: see there.
         weights: see there; for a search.
         equalized: whether the weights of layers that follow one another are equalized first.
+        affine: whether grids of weights have a zero point, as in BRECQ's and QDrop's own studies.
     """
 
     source: Source
     weights: Weights = Weights.EIGHT
     equalized: bool = False
+    affine: bool = False
 
 
 STARTS = {
@@ -119,7 +121,10 @@ STARTS = {
     "activations": Start(Source.SEARCH, Weights.FITTED),
     "around_wide": Start(Source.SEARCH, Weights.WIDE),
 }
-STARTS |= {f"equalized_{name}": replace(start, equalized=True) for name, start in STARTS.items()}
+STARTS |= {
+    **{f"equalized_{name}": replace(start, equalized=True) for name, start in STARTS.items()},
+    **{f"affine_{name}": replace(start, affine=True) for name, start in STARTS.items()},
+}
 AGAIN = "+again"
 """Ends the names of rows whose activations are searched again, around what repair made of the weights."""
 ROWS: dict[str, tuple[str, RepairSettings | None]] = {name: (name, None) for name in STARTS}
@@ -172,13 +177,18 @@ class Subject:
         return device_of(self.trainer)
 
 
-def space(bits: tuple[int, int], edges: tuple[str, ...], weights: Weights = Weights.EIGHT) -> SearchSpace:
+def space(
+    bits: tuple[int, int], edges: tuple[str, ...], weights: Weights = Weights.EIGHT, affine: bool = False
+) -> SearchSpace:
     """Eight candidates for inputs, some for weights; first and last layer like the others, or at 8 bits."""
     found = eight(*bits) if weights is not Weights.WIDE else eight(WIDE, bits[1])
     if edges:
         (rule,) = eight(8, 8).rules
         name = f"{found.name}, edges at 8"
         found = replace(found, name=name, rules=(replace(rule, names=edges), *found.rules))
+    if affine:
+        rules = [replace(rule, weight=tuple(map(_with_zero_point, rule.weight))) for rule in found.rules]
+        found = replace(found, name=f"{found.name}, affine weights", rules=tuple(rules))
     if weights in (Weights.EIGHT, Weights.WIDE):
         return found
     rules = []
@@ -186,6 +196,10 @@ def space(bits: tuple[int, int], edges: tuple[str, ...], weights: Weights = Weig
         fitted = Candidate.of("adaround", rule.weight[0].spec)
         rules.append(replace(rule, weight=(*(rule.weight if weights is Weights.NINE else ()), fitted)))
     return replace(found, name=f"{found.name}, weights {weights.value}", rules=tuple(rules))
+
+
+def _with_zero_point(candidate: Candidate) -> Candidate:
+    return replace(candidate, spec=replace(candidate.spec, symmetric=False))
 
 
 class Setting:
@@ -199,7 +213,7 @@ class Setting:
         network = "" if study.name == "resnet20" else f"{study.name}-"
         self.folder = work / f"{network}{bits}-{edges}-{seed}"
         self.samples = study.calibration(seed)
-        self._built: dict[bool, tuple[Prepared, Evaluator]] = {}
+        self._built: dict[Start, tuple[Prepared, Evaluator]] = {}
 
     def strategy(self, name: str) -> tuple[Bundle, float]:
         """One of :data:`STARTS`, and the seconds that its search took (0: there was none)."""
@@ -219,29 +233,30 @@ class Setting:
     def _search(self, start: Start, folder: Path) -> None:
         settings = replace(self.study.settings, equalize=start.equalized)
         options = {"seed": self.seed, "trainer": self.study.trainer, "run_dir": folder, "report_images": 0}
-        candidates = space(self.bits, self.edges, start.weights)
+        candidates = space(self.bits, self.edges, start.weights, start.affine)
         search_ptq(self.study.model, self.samples, candidates, settings, **options)  # type: ignore[arg-type]
 
-    def _build(self, equalized: bool) -> tuple[Prepared, Evaluator]:
-        """A calibrated supernet."""
-        if equalized not in self._built:
-            settings = replace(self.study.settings, equalize=equalized)
+    def _build(self, start: Start) -> tuple[Prepared, Evaluator]:
+        """A calibrated supernet with eight candidates for weights."""
+        start = replace(start, source=Source.MSE, weights=Weights.EIGHT)
+        if start not in self._built:
+            settings = replace(self.study.settings, equalize=start.equalized)
             arguments = (
-                space(self.bits, self.edges),
+                space(self.bits, self.edges, affine=start.affine),
                 settings,
                 self.seed,
                 None,
                 self.study.device,
                 Reporter(),
             )
-            self._built[equalized] = build(self.study.model, self.samples, *arguments)
-        return self._built[equalized]
+            self._built[start] = build(self.study.model, self.samples, *arguments)
+        return self._built[start]
 
     def _bundle(self, start: Start, searched: Bundle | None = None) -> Bundle:
         """A uniform strategy, but for the activations of one that was ``searched``."""
-        prepared, evaluator = self._build(start.equalized)
+        prepared, evaluator = self._build(start)
         model = ModelInfo(source="study", name=self.study.name, weights_sha256="", tensors={}, prepare=[])
-        name = space(self.bits, self.edges).name
+        name = space(self.bits, self.edges, affine=start.affine).name
         fields = {"dqss": "", "created": utc_now(), "search_space": name, "method": "uniform"}
         example = self.samples.batch([0])
         options = {"seed": self.seed, "budget": None}
@@ -268,12 +283,18 @@ class Setting:
             repair_strategy(self.study.model, bundle, self.inputs(), settings, **options).bundle.save(folder)
         return load(folder)
 
-    def again(self, bundle: Bundle) -> Bundle:
+    def again(self, bundle: Bundle, start: Start) -> Bundle:
         """With activations that are searched again."""
         study = self.study
         settings = replace(study.settings, equalize=False)
         options = {"seed": self.seed, "folder": None, "device": study.device}
-        given = (self.samples, space(self.bits, self.edges), settings, Reporter(), study.trainer)
+        given = (
+            self.samples,
+            space(self.bits, self.edges, affine=start.affine),
+            settings,
+            Reporter(),
+            study.trainer,
+        )
         return search_activations(study.model, bundle, *given, **options)
 
     def inputs(self) -> Samples:
@@ -332,7 +353,7 @@ def rows(
         if NETWORK in row:
             bundle = setting.together(full.replace(AGAIN, ""), bundle, together)
         if row.endswith(AGAIN):
-            bundle = setting.again(bundle)
+            bundle = setting.again(bundle, STARTS[name])
         seconds = time.perf_counter() - started
         tuned = apply_strategy(study.model, bundle).to(study.device)
         found = study.held_out.measure_module(tuned)
