@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from dqss.repair import RepairSettings, repair_strategy
 from dqss.repair.augment import TRANSFORMATIONS
 from dqss.samples import Samples, split
 from dqss.search_spaces.studies import eight
-from dqss.space import SearchSpace
+from dqss.space import Rule, SearchSpace
 from dqss.spec import Candidate
 from dqss.strategy import ModelInfo, utc_now
 from dqss.supernet import Assignment
@@ -86,13 +87,15 @@ class Source(Enum):
 class Weights(Enum):
     """The candidates of a weight in a search: eight, these and ``adaround``, or that alone.
 
-    Or eight of eight bits, which only activations are searched around: weights are then ``mse``.
+    Or eight of eight bits, which only activations are searched around: weights are then ``mse``. Or
+    ``adaround`` on grids with a zero point and without, while activations are ``mse``.
     """
 
     EIGHT = "eight"
     NINE = "nine"
     FITTED = "fitted"
     WIDE = "wide"
+    GRIDS = "grids"
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ STARTS = {
     "fitted": Start(Source.SEARCH, Weights.NINE),
     "activations": Start(Source.SEARCH, Weights.FITTED),
     "around_wide": Start(Source.SEARCH, Weights.WIDE),
+    "grids": Start(Source.SEARCH, Weights.GRIDS),
 }
 STARTS |= {
     **{f"equalized_{name}": replace(start, equalized=True) for name, start in STARTS.items()},
@@ -187,19 +191,26 @@ def space(
         name = f"{found.name}, edges at 8"
         found = replace(found, name=name, rules=(replace(rule, names=edges), *found.rules))
     if affine:
-        rules = [replace(rule, weight=tuple(map(_with_zero_point, rule.weight))) for rule in found.rules]
-        found = replace(found, name=f"{found.name}, affine weights", rules=tuple(rules))
+        found = _with_rules(found, "affine weights", lambda rule: replace(rule, weight=_affine(rule.weight)))
     if weights in (Weights.EIGHT, Weights.WIDE):
         return found
-    rules = []
-    for rule in found.rules:
-        fitted = Candidate.of("adaround", rule.weight[0].spec)
-        rules.append(replace(rule, weight=(*(rule.weight if weights is Weights.NINE else ()), fitted)))
-    return replace(found, name=f"{found.name}, weights {weights.value}", rules=tuple(rules))
+    return _with_rules(found, f"weights {weights.value}", partial(_fitted, weights))
 
 
-def _with_zero_point(candidate: Candidate) -> Candidate:
-    return replace(candidate, spec=replace(candidate.spec, symmetric=False))
+def _with_rules(found: SearchSpace, name: str, change: Callable[[Rule], Rule]) -> SearchSpace:
+    return replace(found, name=f"{found.name}, {name}", rules=tuple(map(change, found.rules)))
+
+
+def _affine(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+    return tuple(replace(one, spec=replace(one.spec, symmetric=False)) for one in candidates)
+
+
+def _fitted(weights: Weights, rule: Rule) -> Rule:
+    fitted = (Candidate.of("adaround", rule.weight[0].spec),)
+    if weights is Weights.GRIDS:
+        inputs = tuple(one for one in rule.activation if one.method == Source.MSE.value)
+        return replace(rule, weight=fitted + _affine(fitted), activation=inputs)
+    return replace(rule, weight=(rule.weight if weights is Weights.NINE else ()) + fitted)
 
 
 class Setting:
