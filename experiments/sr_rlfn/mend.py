@@ -48,6 +48,7 @@ REPAIRS = {
         network_learning_rate=0.006,
         network_step_learning_rate=0.002,
     ),
+    "network_2_flip": replace(NETWORK, batch_size=2, augment=("flip",)),
     "layers+steps+network": replace(SHORT, learn_steps=True, network_iterations=300),
 }
 PREPARED: dict[str, dict[str, bool]] = {"plain": {}, "smoothed": {"smooth": True}}

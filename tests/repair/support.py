@@ -54,9 +54,11 @@ def pictures(count: int = 48, seed: int = 1) -> Tensor:
     return F.interpolate(noise, (8, 8), mode="bilinear")
 
 
-def strategy_for(model: nn.Module, inputs: Tensor, weight_bits: int = 3, bits: int = 8) -> Bundle:
+def strategy_for(
+    model: nn.Module, inputs: Tensor, weight_bits: int = 3, bits: int = 8, symmetric: bool = True
+) -> Bundle:
     """Min-max, each layer and its input."""
-    space = uniform(weight_bits, bits, ["minmax"], ["minmax"])
+    space = uniform(weight_bits, bits, ["minmax"], ["minmax"], weight_symmetric=symmetric)
     prepared, supernet = prepared_supernet(model, inputs, space)
     return bundle_of(prepared, supernet, dict.fromkeys(supernet.decisions, 0), inputs[:4])
 

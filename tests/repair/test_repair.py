@@ -173,6 +173,17 @@ def test_a_file_gives_the_tuned_answers(
         assert not torch.equal(plain(pictures(4)), tuned(pictures(4)))
 
 
+def test_a_file_of_affine_weights_with_learned_steps(model: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    affine = strategy_for(model, pictures(), symmetric=False)
+    tuned = repair_strategy(
+        model, affine, pictures(), settings(learn_weight_steps=True, learn_biases=True)
+    ).bundle
+    assert any(layer.weight and not layer.weight.symmetric for layer in tuned.strategy.layers.values())
+    assert not torch.equal(tuned.tensors["head.weight.scale"], affine.tensors["head.weight.scale"])
+    assert dqss.export_model(model, tuned, tmp_path / "model.onnx", pictures(16, 7)).parity.parts
+
+
 class Stop(Reporter):
     """Asks to stop in the middle of a unit, and notes what was said."""
 
