@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from dqss.apply import apply_strategy, make_bundle
+from dqss.budget import Budget
 from dqss.bundle import Bundle, load
 from dqss.lit.again import search_activations
 from dqss.lit.build import build
@@ -47,6 +48,7 @@ from experiments.imagenet_mobile.run import Network
 
 HERE = Path(__file__).parent
 BITS = {"W4A4": (4, 4), "W4A8": (4, 8), "W3A8": (3, 8), "W6A6": (6, 6)}
+WIDTHS = (3, 4, 5, 6, 8)
 WIDE = 8
 """Bits of weights that lose next to nothing."""
 MOBILE_EDGES = ("conv_stem", "classifier")
@@ -88,7 +90,8 @@ class Weights(Enum):
     """The candidates of a weight in a search: eight, these and ``adaround``, or that alone.
 
     Or eight of eight bits, which only activations are searched around: weights are then ``mse``. Or
-    ``adaround`` on grids with a zero point and without, while activations are ``mse``.
+    ``adaround`` on grids with a zero point and without, while activations are ``mse``. Or ``adaround`` with
+    three to eight bits, of which the mean over all weights may not exceed that of the uniform strategies.
     """
 
     EIGHT = "eight"
@@ -96,6 +99,7 @@ class Weights(Enum):
     FITTED = "fitted"
     WIDE = "wide"
     GRIDS = "grids"
+    WIDTHS = "widths"
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ STARTS = {
     "activations": Start(Source.SEARCH, Weights.FITTED),
     "around_wide": Start(Source.SEARCH, Weights.WIDE),
     "grids": Start(Source.SEARCH, Weights.GRIDS),
+    "widths": Start(Source.SEARCH, Weights.WIDTHS),
 }
 STARTS |= {
     **{f"equalized_{name}": replace(start, equalized=True) for name, start in STARTS.items()},
@@ -207,10 +212,23 @@ def _affine(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
 
 def _fitted(weights: Weights, rule: Rule) -> Rule:
     fitted = (Candidate.of("adaround", rule.weight[0].spec),)
-    if weights is Weights.GRIDS:
+    if weights in (Weights.GRIDS, Weights.WIDTHS):
         inputs = tuple(one for one in rule.activation if one.method == Source.MSE.value)
-        return replace(rule, weight=fitted + _affine(fitted), activation=inputs)
+        several = fitted + _affine(fitted) if weights is Weights.GRIDS else _widths(fitted, bool(rule.names))
+        return replace(rule, weight=several, activation=inputs)
     return replace(rule, weight=(rule.weight if weights is Weights.NINE else ()) + fitted)
+
+
+def _widths(candidates: tuple[Candidate, ...], edges: bool) -> tuple[Candidate, ...]:
+    """At several bits, but for those of the first and the last layer."""
+    widths = (candidates[0].spec.bits,) if edges else WIDTHS
+    return tuple(replace(one, spec=replace(one.spec, bits=bits)) for one in candidates for bits in widths)
+
+
+def mean_bits(model: nn.Module, bits: int, edges: tuple[str, ...]) -> float:
+    """Of all weights, where those of the first and the last layer have eight."""
+    layers = {n: m.weight.numel() for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    return sum(size * (8 if name in edges else bits) for name, size in layers.items()) / sum(layers.values())
 
 
 class Setting:
@@ -244,6 +262,9 @@ class Setting:
     def _search(self, start: Start, folder: Path) -> None:
         settings = replace(self.study.settings, equalize=start.equalized)
         options = {"seed": self.seed, "trainer": self.study.trainer, "run_dir": folder, "report_images": 0}
+        if start.weights is Weights.WIDTHS:
+            mean = mean_bits(self.study.model, self.bits[0], self.edges)
+            options["budget"] = Budget(average_weight_bits=mean)
         candidates = space(self.bits, self.edges, start.weights, start.affine)
         search_ptq(self.study.model, self.samples, candidates, settings, **options)  # type: ignore[arg-type]
 

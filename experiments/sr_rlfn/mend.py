@@ -49,6 +49,7 @@ REPAIRS = {
         network_step_learning_rate=0.002,
     ),
     "network_2_flip": replace(NETWORK, batch_size=2, augment=("flip",)),
+    "network_2_flip_1000": replace(NETWORK, batch_size=2, augment=("flip",), network_iterations=1000),
     "layers+steps+network": replace(SHORT, learn_steps=True, network_iterations=300),
 }
 PREPARED: dict[str, dict[str, bool]] = {"plain": {}, "smoothed": {"smooth": True}}
