@@ -40,6 +40,7 @@ LOSSES = {
     "kl": "dqss.losses.KLDivergence",
     "mse": "dqss.losses.MeanSquaredError",
     "l1": "dqss.losses.MeanAbsoluteError",
+    "luma": "dqss.losses.LumaSquaredError",
     "task": "dqss.losses.TaskLoss",
     "picture": "dqss.losses.PictureLoss",
 }

@@ -14,9 +14,9 @@ from torchmetrics import Metric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from dqss.errors import DataError
+from dqss.losses import LUMA
 
-# BT.601: weights of red, green and blue in the luma of colours in 0..1, and its black.
-_WEIGHTS, _BLACK = (65.481, 128.553, 24.966), 16.0
+_BLACK = 16.0  # of luma in studio range
 _PEAK = 255.0
 # The window of SSIM: a Gaussian of this deviation, cut where torchmetrics cuts it.
 _SIGMA, _WINDOW = 1.5, 11
@@ -29,7 +29,7 @@ def to_pixels(images: Tensor, peak: float) -> Tensor:
 
 def luma(pixels: Tensor) -> Tensor:
     """``[N, 1, H, W]`` in 16..235 from colours ``[N, 3, H, W]`` in 0..255."""
-    weights = torch.tensor(_WEIGHTS, dtype=pixels.dtype, device=pixels.device).view(3, 1, 1)
+    weights = torch.tensor(LUMA, dtype=pixels.dtype, device=pixels.device).view(3, 1, 1)
     return _BLACK + (pixels * weights).sum(dim=1, keepdim=True) / _PEAK
 
 

@@ -134,6 +134,46 @@ class MeanAbsoluteError(Distance):
         return (output - reference).abs().flatten(1).mean(1)
 
 
+LUMA = (65.481, 128.553, 24.966)
+"""Weights of red, green and blue in 0..1 in their luma of 0..219 (ITU-R BT.601, studio range)."""
+
+
+class LumaSquaredError(MeanSquaredError):
+    """Mean squared difference of the luma of colour images, in squared units of the network's output.
+
+    What a peak signal-to-noise ratio on luma sees of an error, and nothing else: for networks that are
+    judged by it. Errors that leave luma alone cost nothing.
+    """
+
+    name = "luma"
+
+    def per_sample(self, output: Tensor, reference: Tensor) -> Tensor:
+        """See :meth:`Distance.per_sample`.
+
+        Raises:
+            DataError: unless outputs are ``[N, 3, H, W]``.
+        """
+        if output.ndim != 4 or output.shape[1] != len(LUMA):
+            raise DataError(
+                f"the luma distance is for colour images [N, 3, H, W], not for an output "
+                f"{list(output.shape)}: use mse"
+            )
+        error = ((output - reference) * self._weights(output)).sum(1)
+        return error.square().flatten(1).mean(1)
+
+    def curvature_root(self, reference: Tensor, signs: Tensor) -> Tensor:
+        """See :meth:`Distance.curvature_root`: the three colours of a pixel err together."""
+        return self._weights(reference) * signs[:, :1]
+
+    def curvature_scale(self, output: Tensor) -> float:
+        """See :meth:`Distance.curvature_scale`: pixels are averaged."""
+        return 2.0 / max(output[0, 0].numel(), 1)
+
+    @staticmethod
+    def _weights(like: Tensor) -> Tensor:
+        return like.new_tensor(LUMA).view(3, 1, 1) / 255
+
+
 class TaskLoss:
     """A loss of the output and the true targets, for those who have labels.
 

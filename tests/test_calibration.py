@@ -14,7 +14,7 @@ from dqss.discretize import RefineSettings
 from dqss.errors import SearchSpaceError
 from dqss.lit.search import search_ptq
 from dqss.lit.settings import PTQSettings
-from dqss.losses import Distance, KLDivergence, MeanAbsoluteError, MeanSquaredError
+from dqss.losses import Distance, KLDivergence, LumaSquaredError, MeanAbsoluteError, MeanSquaredError
 from dqss.measure import PROBES
 from dqss.observers import ALGORITHMS, Algorithm, Statistics
 from dqss.observers.base import full_range
@@ -68,8 +68,14 @@ def of_values(stats: Statistics, values: Tensor, probes: int) -> Tensor:
     return stats.importance[0][nearest] / probes
 
 
-@pytest.mark.parametrize("shape", [(1, 4), (2, 3), (1, 2, 3)])
-@pytest.mark.parametrize("distance", [KLDivergence(), MeanSquaredError()], ids=["kl", "mse"])
+KL_AND_MSE = itertools.product([KLDivergence(), MeanSquaredError()], [(1, 4), (2, 3), (1, 2, 3)])
+
+
+@pytest.mark.parametrize(
+    ("distance", "shape"),
+    [*KL_AND_MSE, (LumaSquaredError(), (1, 3, 2, 1))],
+    ids=lambda value: getattr(value, "name", None),
+)
 def test_projections_have_the_hessian_of_the_distance_as_covariance(
     distance: Distance, shape: tuple[int, ...]
 ) -> None:

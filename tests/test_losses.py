@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dqss.errors import DataError
+from dqss.image_quality import psnr_y
 from dqss.losses import (
     Distance,
     KLDivergence,
+    LumaSquaredError,
     MeanAbsoluteError,
     MeanSquaredError,
     PictureLoss,
@@ -55,6 +57,19 @@ def test_image_distances_are_torchs(distance: Distance, torchs: object) -> None:
     for index in range(4):
         torch.testing.assert_close(found[index], torchs(output[index], reference[index]))  # type: ignore[operator]
     torch.testing.assert_close(distance(output, reference), torchs(output, reference))  # type: ignore[operator]
+
+
+def test_luma_distance_is_what_psnr_on_luma_sees() -> None:
+    """Of pictures of whole pixels, whose peak signal-to-noise ratio rounds nothing away."""
+    output, reference = (torch.randint(0, 256, (2, 3, 5, 6)).float() for _ in range(2))
+    ratio = psnr_y(output, reference, peak=255.0, border=0)
+    found = LumaSquaredError().per_sample(output, reference)
+    torch.testing.assert_close(found.double(), 255.0**2 / 10 ** (ratio / 10), rtol=1e-5, atol=0)
+
+
+def test_luma_distance_is_for_colours() -> None:
+    with pytest.raises(DataError, match=r"luma distance is for colour images \[N, 3, H, W\]"):
+        LumaSquaredError()(torch.randn(2, 10), torch.randn(2, 10))
 
 
 def test_distance_reads_structured_and_half_precision_outputs() -> None:

@@ -52,7 +52,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         if index < 0:
             raise IndexError(index)
         random = np.random.default_rng((self.seed, index))
-        chosen = self._picture(index)
+        chosen = self.picture(index)
         pair = self.images[chosen]
         if min(pair.size) < self.size:
             raise DataError(
@@ -64,7 +64,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         low, high = pair.window(top, left, self.size, self.size)
         return transformed(low, symmetry), transformed(high, symmetry)
 
-    def _picture(self, index: int) -> int:
+    def picture(self, index: int) -> int:
         """Which picture: each round through them has an order of its own."""
         rounds, position = divmod(index, len(self.images))
         order = np.random.default_rng((self.seed, rounds, 0)).permutation(len(self.images))

@@ -20,6 +20,7 @@ from dqss.apply import apply_strategy, make_bundle
 from dqss.bundle import Bundle
 from dqss.lit.build import build
 from dqss.lit.settings import PTQSettings
+from dqss.losses import Distance, LumaSquaredError
 from dqss.progress import Reporter
 from dqss.repair import repair_strategy
 from dqss.samples import Samples, split
@@ -49,9 +50,11 @@ REPAIRS = {
         network_step_learning_rate=0.002,
     ),
     "network_2_flip": replace(NETWORK, batch_size=2, augment=("flip",)),
-    "network_2_flip_1000": replace(NETWORK, batch_size=2, augment=("flip",), network_iterations=1000),
+    "network_2_luma": replace(NETWORK, batch_size=2),
     "layers+steps+network": replace(SHORT, learn_steps=True, network_iterations=300),
 }
+DISTANCES: dict[str, Distance] = {"network_2_luma": LumaSquaredError()}
+"""That are tuned for, where it is not the squared error of all colours."""
 PREPARED: dict[str, dict[str, bool]] = {"plain": {}, "smoothed": {"smooth": True}}
 """Settings of the search that make another float network of the same function."""
 
@@ -101,7 +104,13 @@ class Mended:
     def repaired(self, name: str) -> Bundle:
         """After the repair of that name."""
         return repair_strategy(
-            self.study.model, self.bundle, self.learned, REPAIRS[name], seed=self.seed, device=self.device
+            self.study.model,
+            self.bundle,
+            self.learned,
+            REPAIRS[name],
+            seed=self.seed,
+            device=self.device,
+            distance=DISTANCES.get(name),
         ).bundle
 
     @torch.no_grad()

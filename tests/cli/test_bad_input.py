@@ -47,7 +47,7 @@ def refused(cwd: Path, *words: object) -> str:
         (["method.recompute=[]"], "method.recompute=[]: name modules"),
         (["method.recompute=2"], "method.recompute=2: expected a word or a list of words"),
         (["method.refine.screen=0"], "refine.screen=0: expected 1 or more"),
-        (["method.loss=kll"], "method.loss=kll (did you mean 'kl'?): expected one of kl, mse, l1, task"),
+        (["method.loss=kll"], "method.loss=kll (did you mean 'kl'?): expected one of kl, mse, l1, luma"),
         (["method.schedule=softmax"], "schedule@method.schedule=softmax"),
         (["schedule@method.schedule=gumbel", "method.schedule.temperature=0"], "temperatures [0, 0.5]"),
         (["method.schedule.memory=0"], "schedule.memory=0: expected a share of the steps"),

@@ -52,7 +52,7 @@ def test_low_resolution_and_picture_show_the_same(images: PairedImages, augment:
 
 def test_every_picture_comes_once_a_round_in_changing_order(images: PairedImages) -> None:
     patches = Patches(images, 5, 100)
-    rounds = [[patches._picture(5 * number + place) for place in range(5)] for number in range(20)]
+    rounds = [[patches.picture(5 * number + place) for place in range(5)] for number in range(20)]
     assert all(sorted(one) == list(range(5)) for one in rounds)
     assert len({tuple(one) for one in rounds}) > 10
 
