@@ -69,7 +69,8 @@ class NetworkReconstruction:
         distance: of outputs.
         settings: how.
         seed: of batches and transformations.
-        fixed: layers whose activations' steps others share: they do not learn.
+        fixed: layers whose activations' steps do not learn, since others share them or since they are
+            powers of two.
     """
 
     def __init__(

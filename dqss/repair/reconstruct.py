@@ -75,7 +75,9 @@ class Reconstruction:
         weights: float weight and grid of each of its layers.
         settings: how.
         seed: of batches and chances, with the unit's name.
-        fixed: layers whose activations' steps others share: they do not learn.
+        fixed: layers whose activations' steps do not learn, since others share them or since they are
+            powers of two.
+        fixed_weights: layers whose weights' steps do not.
     """
 
     def __init__(
@@ -86,8 +88,9 @@ class Reconstruction:
         settings: RepairSettings,
         seed: int,
         fixed: Collection[str] = (),
+        fixed_weights: Collection[str] = (),
     ) -> None:
-        self.fixed = fixed
+        self.fixed, self.fixed_weights = fixed, fixed_weights
         self.network, self.unit, self.weights, self.settings = network, unit, dict(weights), settings
         self.device = next(iter(self.weights.values()))[0].device
         self.generator = generator_for(seed, unit.name)
@@ -200,7 +203,8 @@ class Reconstruction:
                 steps[name] = step
             for name, (weight, grid) in self.weights.items():
                 layer = self.network.get_submodule(name)
-                roundings[name] = SoftRounding(weight, grid, settings.learn_weight_steps).to(self.device)
+                learn = settings.learn_weight_steps and name not in self.fixed_weights
+                roundings[name] = SoftRounding(weight, grid, learn).to(self.device)
                 attach_weight(layer, roundings[name])
                 stack.callback(detach_weight, layer)
             for name in sizes:
@@ -244,7 +248,7 @@ class _Learning:
         sizes: Mapping[str, float],
         settings: RepairSettings,
     ) -> None:
-        self.roundings, self.steps, self.biases, self.settings = roundings, steps, biases, settings
+        self.roundings, self.steps, self.biases = roundings, steps, biases
         self.count = sum(soft.v.numel() for soft in roundings.values())
         shifts = [part.shift for part in (*steps.values(), *roundings.values())]
         rate = settings.step_learning_rate
@@ -267,7 +271,7 @@ class _Learning:
             weight_scales={
                 name: soft.scale().detach().cpu()
                 for name, soft in self.roundings.items()
-                if self.settings.learn_weight_steps
+                if soft.shift.requires_grad
             },
             biases={name: bias.detach().to("cpu", torch.float32) for name, bias in self.biases.items()},
         )

@@ -37,6 +37,8 @@ from dqss.samples import Samples, inputs_sha256
 
 BATCH = 32
 """Inputs at a time, forward alone."""
+SHIFTED = ("power_of_two", "tqt")
+"""Algorithms whose steps are powers of two, and do not learn."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,15 @@ class _Work:
             feed = _Feed(self, store)
             for position, unit in enumerate(units):
                 own = {name: weights[name] for name in unit.layers}
-                task = Reconstruction(self.quantized, unit, own, self.settings, self.seed, self._shared())
+                task = Reconstruction(
+                    self.quantized,
+                    unit,
+                    own,
+                    self.settings,
+                    self.seed,
+                    self._shared() | self._powers("activation"),
+                    self._powers("weight"),
+                )
                 known = kept.get(position, unit)
                 if known is None:
                     found, errors = task.run(feed.data(unit), stage.advance)
@@ -232,6 +242,11 @@ class _Work:
         points = (c.decision for point in strategy.points.values() for c in point.operands.values())
         count = Counter([*readers.values(), *points])
         return {name for name, decision in readers.items() if count[decision] > 1}
+
+    def _powers(self, role: str) -> set[str]:
+        """Layers whose steps of that role stay powers of two, by which a runtime shifts."""
+        choices = self.bundle.strategy.choices()
+        return {name for name, each, choice in choices if each == role and choice.algorithm in SHIFTED}
 
     def _identity(self) -> str:
         """Of everything that the reconstruction depends on."""
@@ -279,7 +294,7 @@ class _Work:
             distance,
             self.settings,
             self.seed,
-            self._shared(),
+            self._shared() | self._powers("activation"),
         )
         digest = hashlib.sha256(f"{self._identity()} {self._together()} {distance.name}".encode())
         with self.reporter.stage("repair: network", self.settings.network_iterations) as stage:

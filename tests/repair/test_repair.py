@@ -140,6 +140,18 @@ def test_steps_of_weights_learn() -> None:
             assert torch.equal(scale, wrong) and found.errors["0"].held_out[1] > 2e-3
 
 
+def test_steps_that_are_powers_of_two_stay_so(model: nn.Module) -> None:
+    inputs = pictures()
+    space = uniform(3, 8, ["power_of_two"], ["power_of_two"])
+    prepared, supernet = prepared_supernet(model, inputs, space)
+    shifted = bundle_of(prepared, supernet, dict.fromkeys(supernet.decisions, 0), inputs[:4])
+    options = settings(learn_steps=True, learn_weight_steps=True, network_iterations=2)
+    found = repair_strategy(model, shifted, inputs, options)
+    assert any(layer.weight and layer.weight.tuned for layer in found.bundle.strategy.layers.values())
+    for key in (key for key in shifted.tensors if key.endswith(".scale")):
+        assert torch.equal(found.bundle.tensors[key], shifted.tensors[key]), key
+
+
 def test_biases_learn() -> None:
     torch.manual_seed(0)
     inputs = torch.rand(400, 8)
