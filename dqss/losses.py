@@ -153,16 +153,16 @@ class LumaSquaredError(MeanSquaredError):
         Raises:
             DataError: unless outputs are ``[N, 3, H, W]``.
         """
-        if output.ndim != 4 or output.shape[1] != len(LUMA):
-            raise DataError(
-                f"the luma distance is for colour images [N, 3, H, W], not for an output "
-                f"{list(output.shape)}: use mse"
-            )
-        error = ((output - reference) * self._weights(output)).sum(1)
+        weights = self._weights(output)  # first: it refuses other outputs
+        error = ((output - reference) * weights).sum(1)
         return error.square().flatten(1).mean(1)
 
     def curvature_root(self, reference: Tensor, signs: Tensor) -> Tensor:
-        """See :meth:`Distance.curvature_root`: the three colours of a pixel err together."""
+        """See :meth:`Distance.curvature_root`: the three colours of a pixel err together.
+
+        Raises:
+            DataError: as above.
+        """
         return self._weights(reference) * signs[:, :1]
 
     def curvature_scale(self, output: Tensor) -> float:
@@ -171,6 +171,11 @@ class LumaSquaredError(MeanSquaredError):
 
     @staticmethod
     def _weights(like: Tensor) -> Tensor:
+        if like.ndim != 4 or like.shape[1] != len(LUMA):
+            raise DataError(
+                f"the luma distance is for colour images [N, 3, H, W], not for an output "
+                f"{list(like.shape)}: use mse"
+            )
         return like.new_tensor(LUMA).view(3, 1, 1) / 255
 
 

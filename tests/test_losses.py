@@ -70,6 +70,10 @@ def test_luma_distance_is_what_psnr_on_luma_sees() -> None:
 def test_luma_distance_is_for_colours() -> None:
     with pytest.raises(DataError, match=r"luma distance is for colour images \[N, 3, H, W\]"):
         LumaSquaredError()(torch.randn(2, 10), torch.randn(2, 10))
+    # Clip ranges by curvature ask for this before any distance was measured.
+    for shape in ((2, 10), (2, 1, 4, 4)):
+        with pytest.raises(DataError, match=r"luma distance is for colour images \[N, 3, H, W\]"):
+            LumaSquaredError().curvature_root(torch.randn(shape), torch.ones(shape))
 
 
 def test_distance_reads_structured_and_half_precision_outputs() -> None:

@@ -189,12 +189,14 @@ class Algorithm(ABC):
         needs_gradients: whether it reads ``Statistics.importance``.
         needs_batches: whether it reads ``Statistics.batches``.
         needs_inputs: whether weights are rounded to fit the inputs of their layer, see :mod:`dqss.fitting`.
+        shifts: whether every scale is a power of two, so that repair leaves scales as they are.
     """
 
     name: ClassVar[str]
     needs_gradients: ClassVar[bool] = False
     needs_batches: ClassVar[bool] = False
     needs_inputs: ClassVar[bool] = False
+    shifts: ClassVar[bool] = False
 
     @abstractmethod
     def clip_range(self, stats: Statistics, spec: QuantSpec) -> tuple[Tensor, Tensor]:

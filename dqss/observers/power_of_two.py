@@ -29,6 +29,7 @@ class PowerOfTwo(Algorithm):
     """
 
     name: ClassVar[str] = "power_of_two"
+    shifts: ClassVar[bool] = True
 
     def clip_range(self, stats: Statistics, spec: QuantSpec) -> tuple[Tensor, Tensor]:
         """See :meth:`Algorithm.clip_range`."""

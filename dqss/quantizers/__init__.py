@@ -38,6 +38,12 @@ def learns(candidate: Candidate) -> bool:
     return candidate.algorithm in LEARNED
 
 
+def shifts(algorithm: str) -> bool:
+    """Whether all scales that an algorithm finds are powers of two."""
+    kind = LEARNED.get(algorithm) or STATIC[algorithm]
+    return kind.shifts
+
+
 def check(candidate: Candidate, role: Role) -> None:
     """Refuse a candidate that cannot quantize such a tensor.
 

@@ -29,6 +29,7 @@ class LearnedQuantizer(Quantizer):
 
     Attributes:
         name: what candidates call it.
+        shifts: see :class:`dqss.observers.Algorithm`.
         defaults: its parameters (as in ``Candidate.params``) and their values where nothing is said.
         params: their values here.
         role: what the tensor is to its layer.
@@ -36,6 +37,7 @@ class LearnedQuantizer(Quantizer):
     """
 
     name: ClassVar[str]
+    shifts: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, float]] = {}
     floor: Tensor
 

@@ -49,6 +49,7 @@ class TQT(LearnedQuantizer):
     """
 
     name: ClassVar[str] = "tqt"
+    shifts: ClassVar[bool] = True
 
     def __init__(self, candidate: Candidate, channels: int, role: Role) -> None:
         super().__init__(candidate, channels, role)

@@ -56,7 +56,7 @@ class UnitErrors:
     Attributes:
         learned, held_out: before and after, on the rows that were learned from and on the others
             (zeros where there are none).
-        changed: share of the weights that are not rounded to the nearest code.
+        changed: share of the weights that are not rounded to the nearest code of the grid that they began on.
         kept: whether the result is used; otherwise the unit is left as it was.
     """
 

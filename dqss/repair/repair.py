@@ -23,22 +23,19 @@ from dqss.measure import batches, home, to_device
 from dqss.mixing import Codes, Grid
 from dqss.precision import full_precision
 from dqss.progress import Reporter
-from dqss.randomness import generator_for
+from dqss.quantizers import shifts
 from dqss.repair.augment import Augmentation, name_of
 from dqss.repair.bias import correct_biases
-from dqss.repair.cache import Rows, Store
+from dqss.repair.cache import Store
+from dqss.repair.feed import BATCH, Fed, Feed
 from dqss.repair.found import Found
 from dqss.repair.keeping import Kept, KeptSteps
 from dqss.repair.network import NetworkErrors, NetworkReconstruction
-from dqss.repair.reconstruct import Data, Reconstruction, UnitErrors
+from dqss.repair.reconstruct import Reconstruction, UnitErrors
 from dqss.repair.settings import RepairSettings
-from dqss.repair.units import Unit, capturing, find_units
+from dqss.repair.units import Unit, find_units
 from dqss.samples import Samples, inputs_sha256
-
-BATCH = 32
-"""Inputs at a time, forward alone."""
-SHIFTED = ("power_of_two", "tqt")
-"""Algorithms whose steps are powers of two, and do not learn."""
+from dqss.spec import Role
 
 
 @dataclass(frozen=True)
@@ -73,12 +70,12 @@ def repair_strategy(
     force: bool = False,
     distance: Distance | None = None,
 ) -> Repaired:
-    """Tune a strategy on unlabelled inputs: rounding, activation steps, biases.
+    """Tune a strategy on unlabelled inputs: rounding, steps, biases.
 
-    The choices stay: algorithms, bits and grids. Blocks are reconstructed one after the other in the
-    order in which they run (arXiv 2004.10568, 2102.05426, 2203.05740), each fed by the network as tuned
-    so far; then all of it learns at once, end to end; then biases are corrected (arXiv 1906.04721), as
-    ``settings`` say.
+    The choices stay: algorithms, bits and zero points, and steps where they are not to learn. Blocks are
+    reconstructed one after the other in the order in which they run (arXiv 2004.10568, 2102.05426,
+    2203.05740), each fed by the network as tuned so far; then all of it learns at once, end to end; then
+    biases are corrected (arXiv 1906.04721), as ``settings`` say.
 
     Args:
         model: the trained float network, as it was given to the search; it is not changed.
@@ -159,26 +156,11 @@ class _Work:
 
     # -- reconstruction -----------------------------------------------------------------------
 
-    @property
-    def copies(self) -> int:
-        """Transformed ones of each input that is learned from."""
-        return self.settings.augment_copies if self.settings.augment else 0
-
-    def fed(self) -> Iterator[tuple[int, Any]]:
-        """What units see: inputs that are learned from, transformed copies of them, those held out.
-
-        Yields:
-            Inputs in the batch, and the batch.
-        """
-        count, learned = len(self.samples), self.learned()
-        parts = [range(learned), range(learned, count)] if self.copies else [range(count)]
-        for part, rows in enumerate(parts):
-            for run in batches(rows, BATCH):
-                yield len(run), to_device(self.samples.batch(run), self.device)
-            for copy in range(0 if part else self.copies):
-                for run in batches(rows, BATCH):
-                    generator = generator_for(self.seed, "augmented", copy, run[0])
-                    yield len(run), to_device(self.augment(self.samples.batch(run), generator), self.device)
+    def feed(self, store: Store) -> Feed:
+        """What units learn from."""
+        copies = self.settings.augment_copies if self.settings.augment else 0
+        fed = Fed(self.samples, self.learned(), copies, self.augment, self.seed, self.device)
+        return Feed(self.quantized, self.exact, fed, self.settings.float_inputs > 0, store)
 
     def reconstruct(self) -> None:
         """Unit by unit; those that were finished in an earlier run are taken from there."""
@@ -192,7 +174,7 @@ class _Work:
             closing(Store(self.settings.cache_mb * 2**20, self.folder, self.device)) as store,
             self.reporter.stage("repair", len(units) * self.settings.iterations) as stage,
         ):
-            feed = _Feed(self, store)
+            feed = self.feed(store)
             for position, unit in enumerate(units):
                 own = {name: weights[name] for name in unit.layers}
                 task = Reconstruction(
@@ -201,8 +183,8 @@ class _Work:
                     own,
                     self.settings,
                     self.seed,
-                    self._shared() | self._powers("activation"),
-                    self._powers("weight"),
+                    self._fixed(Role.ACTIVATION),
+                    self._fixed(Role.WEIGHT),
                 )
                 known = kept.get(position, unit)
                 if known is None:
@@ -243,10 +225,11 @@ class _Work:
         count = Counter([*readers.values(), *points])
         return {name for name, decision in readers.items() if count[decision] > 1}
 
-    def _powers(self, role: str) -> set[str]:
-        """Layers whose steps of that role stay powers of two, by which a runtime shifts."""
-        choices = self.bundle.strategy.choices()
-        return {name for name, each, choice in choices if each == role and choice.algorithm in SHIFTED}
+    def _fixed(self, role: Role) -> set[str]:
+        """Layers whose steps of that role do not learn: what others share, and powers of two, which shift."""
+        choices = [(name, one) for name, each, one in self.bundle.strategy.choices() if each == role.value]
+        shared = self._shared() if role is Role.ACTIVATION else set()
+        return shared | {name for name, choice in choices if shifts(choice.algorithm)}
 
     def _identity(self) -> str:
         """Of everything that the reconstruction depends on."""
@@ -263,7 +246,9 @@ class _Work:
         )
         digest = hashlib.sha256(f"{self.seed} {settings!r} {inputs_sha256(self.samples)}".encode())
         if self.settings.augment:
-            digest.update(f"{[name_of(step) for step in self.settings.augment]} {self.copies}".encode())
+            names, copies = [name_of(step) for step in self.settings.augment], self.settings.augment_copies
+            digest.update(f"{names} {copies}".encode())
+        digest.update(f"{sorted(self._fixed(Role.ACTIVATION))} {sorted(self._fixed(Role.WEIGHT))}".encode())
         strategy = self.bundle.strategy
         digest.update(strategy.model.weights_sha256.encode())
         digest.update(repr([(n, r, c.candidate()) for n, r, c in strategy.choices()]).encode())
@@ -294,7 +279,7 @@ class _Work:
             distance,
             self.settings,
             self.seed,
-            self._shared() | self._powers("activation"),
+            self._fixed(Role.ACTIVATION),
         )
         digest = hashlib.sha256(f"{self._identity()} {self._together()} {distance.name}".encode())
         with self.reporter.stage("repair: network", self.settings.network_iterations) as stage:
@@ -380,60 +365,6 @@ class _Work:
             record["network"] = _plain(self.network)
         strategy = self.bundle.strategy.model_copy(update={"layers": layers, "repair": record})
         return Bundle(strategy.model_copy(update={"tensors_sha256": None}), tensors)
-
-
-class _Feed:
-    """Inputs and outputs of one unit after the other; what a unit gave is what the next one gets."""
-
-    def __init__(self, work: _Work, store: Store) -> None:
-        self.work, self.store = work, store
-        self.last: tuple[Unit, Data] | None = None
-        self.count = len(work.samples) + work.copies * work.learned()
-
-    def data(self, unit: Unit) -> Data:
-        """Of ``unit``; the unit before it must be tuned for good."""
-        work, last = self.work, self.last
-        mixed = work.settings.float_inputs > 0
-        if last is not None and unit.follows == last[0].name:
-            exact = last[1].wanted
-            quantized = self._run(work.quantized, last[0], last[1].quantized)
-            wanted = self._run(work.exact, unit, exact)
-            self._free(last[1].quantized, last[1].exact, None if mixed else exact)
-        else:
-            if last is not None:
-                self._free(last[1].quantized, last[1].exact, last[1].wanted)
-            quantized = self._collect(work.quantized, unit, True, False)[0]
-            exact, wanted = self._collect(work.exact, unit, mixed, True)
-        learned = (1 + work.copies) * work.learned() * (len(wanted) // self.count)
-        data = Data(quantized, exact if mixed else None, wanted, learned)
-        self.last = unit, data
-        return data
-
-    @torch.no_grad()
-    def _collect(self, network: nn.Module, unit: Unit, given: bool, made: bool) -> tuple[Any, Any]:
-        inputs, outputs = Rows(self.store, self.count), Rows(self.store, self.count)
-        size = 0
-
-        def keep(rows: Rows) -> Any:
-            return lambda tensor: rows.add(tensor, size)
-
-        chosen = (keep(inputs) if given else None, keep(outputs) if made else None)
-        with capturing(network, unit, *chosen) as run:
-            for size, batch in self.work.fed():  # noqa: B007, keep() reads it
-                run(batch)
-        return inputs.tensor if given else None, outputs.tensor if made else None
-
-    @torch.no_grad()
-    def _run(self, network: nn.Module, unit: Unit, rows: Tensor) -> Tensor:
-        made = Rows(self.store, len(rows))
-        for start in range(0, len(rows), BATCH):
-            batch = rows[start : start + BATCH].to(self.work.device, copy=True)
-            made.add(unit.run(network, batch), len(batch))
-        return made.tensor
-
-    def _free(self, *tensors: Tensor | None) -> None:
-        for tensor in tensors:
-            self.store.free(tensor)
 
 
 def _tuned(choice: TensorChoice | None, now: bool) -> TensorChoice | None:

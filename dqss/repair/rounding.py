@@ -1,6 +1,7 @@
 """Rounding that is learned: up or down for each weight, by a soft variable (AdaRound, arXiv 2004.10568).
 
-The step of the grid may learn with it, as FlexRound has it (arXiv 2306.00317) for the grid as a whole.
+The step of the grid may learn with it, as in FlexRound (arXiv 2306.00317); the two codes of a weight stay
+those of the grid that it began on, as in AdaRound.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class SoftRounding(nn.Module):
         shift: ``[C]``, the logarithm of the step over the grid's own.
     """
 
+    began: Tensor
     zero_point: Tensor
+    base: Tensor
     floor: Tensor
 
     def __init__(self, weight: Tensor, grid: Grid, learn_step: bool = False) -> None:
@@ -59,8 +62,12 @@ class SoftRounding(nn.Module):
         self.grid = grid
         self.shift = nn.Parameter(torch.zeros_like(grid.scale), requires_grad=learn_step)
         scale, zero_point = (part.to(weight.device) for part in grid.shaped(weight.shape))
-        places = weight.detach().to(torch.float32) / scale
+        base = torch.floor(zero_point)
+        # Whole numbers, also where the zero point lies between two codes (DoReFa, arXiv 1606.06160).
+        places = weight.detach().to(torch.float32) / scale + (zero_point - base)
+        self.register_buffer("began", scale)
         self.register_buffer("zero_point", zero_point)
+        self.register_buffer("base", base)
         self.register_buffer("floor", torch.floor(places))
         self.v = nn.Parameter(inverse_rectified_sigmoid(places - self.floor))
 
@@ -69,10 +76,11 @@ class SoftRounding(nn.Module):
         return rectified_sigmoid(self.v)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight as it stands, softly rounded; differentiable in :attr:`v`."""
-        spec = self.grid.spec
-        codes = torch.clamp(self.floor + self.h() + self.zero_point, spec.qmin, spec.qmax)
-        scale = broadcast_channels(self.scale(), weight.shape, spec.granularity)
+        """The weight as it stands, softly rounded; differentiable in :attr:`v`, and in :attr:`shift`."""
+        spec, scale = self.grid.spec, self.began
+        codes = torch.clamp(self.floor + self.h() + self.base, spec.qmin, spec.qmax)
+        if self.shift.requires_grad:
+            scale = broadcast_channels(self.scale(), weight.shape, spec.granularity)
         return dequantize(codes, scale, self.zero_point).to(weight.dtype)
 
     def scale(self) -> Tensor:
@@ -83,6 +91,6 @@ class SoftRounding(nn.Module):
     def codes(self) -> Codes:
         """Each weight at the nearer one of its two codes."""
         spec = self.grid.spec
-        codes = self.floor + (self.h() >= 0.5) + self.zero_point
+        codes = self.floor + (self.h() >= 0.5) + self.base
         grid = replace(self.grid, scale=self.scale().detach()) if self.shift.requires_grad else self.grid
         return Codes.from_integers(torch.clamp(codes, spec.qmin, spec.qmax), grid)

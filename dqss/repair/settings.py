@@ -29,9 +29,10 @@ class RepairSettings:
             0: all are quantized, 1: none.
         float_inputs: share of the block's input values that come from the float network and not from
             the quantized one before it (QDrop takes half, AdaRound and BRECQ none).
-        learn_steps: the steps of the activations learn too.
-        learn_weight_steps: the steps of the weights learn too (as in FlexRound, arXiv 2306.00317).
-        learn_biases: biases learn too.
+        learn_steps: the steps of the activations learn too, but for those that are powers of two.
+        learn_weight_steps: the steps of the weights learn too, but for powers of two (as in FlexRound,
+            arXiv 2306.00317; a code moves by one at most, as in AdaRound).
+        learn_biases: biases learn too, where layers have them.
         step_learning_rate: of the logarithms of all these steps, and of biases in units of what the layer
             gives (Adam).
         held_out: share of the inputs that no iteration sees: a block is left as it was where its error

@@ -19,7 +19,7 @@ from dqss.repair import RepairSettings, repair_strategy
 from dqss.repair.augment import AREA, ASPECT, Augmentation, blends, crop, flip
 from dqss.repair.cache import Store
 from dqss.repair.keeping import Kept
-from dqss.repair.repair import _Feed, _Work
+from dqss.repair.repair import _Work
 from dqss.repair.units import find_units
 from tests.repair.support import pictures, settings
 
@@ -72,7 +72,7 @@ def test_units_see_inputs_copies_of_them_and_those_held_out(model: nn.Module, bu
     options = settings(blocks=(), augment=[noisy], augment_copies=2, held_out=0.125)
     work = _Work(model, bundle, dqss.Samples.of(images), options, None, 3, Reporter(), None, False)
     (first, *_), _ = find_units(work.exact, list(work._weights()), (), images[:2])
-    data = _Feed(work, Store(2**30)).data(first)
+    data = work.feed(Store(2**30)).data(first)
     learned = images[:42]
     copies = [
         torch.cat(

@@ -152,6 +152,28 @@ def test_steps_that_are_powers_of_two_stay_so(model: nn.Module) -> None:
         assert torch.equal(found.bundle.tensors[key], shifted.tensors[key]), key
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
+def test_steps_of_every_granularity(granularity: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 5)).eval()
+    inputs = torch.randn(96, 16)
+    space = uniform(
+        3, 8, ["minmax"], ["minmax"], weight_granularity=granularity, weight_group_size=8, skip=["2"]
+    )
+    prepared, supernet = prepared_supernet(model, inputs, space)
+    bundle = bundle_of(prepared, supernet, dict.fromkeys(supernet.decisions, 0), inputs[:4])
+    options = settings(iterations=200, drop=0.0, float_inputs=0.0, held_out=0.0, learn_weight_steps=True)
+    work = _Work(model, bundle, dqss.Samples.of(inputs), options, None, 0, Reporter(), None, False)
+    work.reconstruct()
+    work.result().save(tmp_path)
+    found = dqss.load(tmp_path)
+    assert found.tensors["0.weight.scale"].numel() == {"tensor": 1, "channel": 8, "group": 16}[granularity]
+    assert work.errors["0"].kept
+    assert not torch.equal(found.tensors["0.weight.scale"], bundle.tensors["0.weight.scale"])
+    with torch.no_grad():
+        assert torch.equal(apply_strategy(model, found)(inputs), work.quantized(inputs))
+
+
 def test_biases_learn() -> None:
     torch.manual_seed(0)
     inputs = torch.rand(400, 8)

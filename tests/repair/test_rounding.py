@@ -16,7 +16,7 @@ from dqss.repair.rounding import (
     rectified_sigmoid,
     regularizer,
 )
-from dqss.spec import PerChannel, QuantSpec
+from dqss.spec import MIDDLE, PerChannel, QuantSpec
 
 SPECS = [QuantSpec(bits, symmetric, PerChannel(0)) for bits in (2, 3, 4, 8) for symmetric in (True, False)]
 
@@ -109,3 +109,17 @@ def test_steps_that_learn(spec: QuantSpec) -> None:
     torch.testing.assert_close(codes.grid.scale, rounding.grid.scale * torch.linspace(-0.3, 0.3, 6).exp())
     assert torch.equal(codes.integers, Codes.of(weight, rounding.grid).integers)
     assert torch.equal(rounding(weight), codes.dequantize())
+
+
+def test_a_zero_point_between_two_codes() -> None:
+    """As DoReFa's weights have it: no code is zero, and codes are whole numbers all the same."""
+    spec = QuantSpec(3, True, PerChannel(0))
+    weight = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    scale = weight.abs().amax(1, keepdim=True) / 3.5
+    rounding = SoftRounding(weight, Grid(scale[:, 0], torch.full((6,), MIDDLE), spec))
+    torch.testing.assert_close(rounding(weight), weight)
+    nearest = scale * (torch.floor(weight / scale) + 0.5).clamp(-3.5, 3.5)
+    torch.testing.assert_close(rounding.codes().dequantize(), nearest)
+    with torch.no_grad():
+        rounding.v.copy_(torch.where(rounding.v > 0, 9.0, -9.0))
+    assert torch.equal(rounding(weight), rounding.codes().dequantize())
