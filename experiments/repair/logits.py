@@ -29,17 +29,8 @@ from dqss.repair.keeping import KeptSteps
 from dqss.repair.network import NetworkReconstruction, _Learning
 from dqss.repair.repair import _Work
 from experiments.harness import Table, preset, quiet, study_parser
-from experiments.repair.run import (
-    ADAROUND,
-    COLUMNS,
-    HERE,
-    TOGETHER,
-    Setting,
-    Source,
-    Start,
-    Subject,
-    inputs_of,
-)
+from experiments.repair.run import ADAROUND, COLUMNS, HERE, TOGETHER, Setting, Subject, inputs_of
+from experiments.repair.starts import Source, Start
 
 START, TEMPERATURE, RATE = 2.0, 1.0, 0.05
 """Logit of what is in place (the others have 0), of the softmax, and learning rate (Adam)."""
