@@ -8,6 +8,8 @@ from dqss.quantizers import LEARNED
 from dqss.space import LayerInfo
 from experiments.sr_rlfn import qat, run
 
+MOVING = (None, run.Moving(), run.Moving((8, 16)), run.Moving((8, 16), 0.25))
+
 
 def layer(name: str) -> LayerInfo:
     return LayerInfo(name, ("Conv2d", "_ConvNd", "Module"), 0, -3)
@@ -23,8 +25,8 @@ def test_bits_of_edges_and_of_all_others(edges: int) -> None:
 
 
 def test_rows_of_other_settings_have_other_names() -> None:
-    every = list(product(("output", "picture"), (False, True), (run.PATCH, 64), (False, True)))
-    assert len({run.suffix_of(*settings) for settings in every}) == len(every) == 16
+    every = list(product(("output", "picture"), (False, True), (run.PATCH, 64), (False, True), MOVING))
+    assert len({run.suffix_of(*settings) for settings in every}) == len(every) == 64
     assert run.suffix_of("output", False, run.PATCH, False) == ""
 
 

@@ -21,7 +21,6 @@ import torch
 from torch import nn
 
 from dqss.apply import apply_strategy, make_bundle
-from dqss.budget import Budget
 from dqss.bundle import Bundle, load
 from dqss.lit.again import search_activations
 from dqss.lit.build import build
@@ -40,7 +39,8 @@ from dqss.uniform import screen, uniform_assignments
 from experiments.cifar_resnet20.run import Study
 from experiments.harness import HeldOut, Table, add_accelerator, preset, quiet, study_parser, summarize
 from experiments.imagenet_mobile.run import Network
-from experiments.repair.starts import STARTS, Source, Start, Weights, mean_bits, space
+from experiments.repair.starts import STARTS, Source, Start, Weights, space
+from experiments.widths import same_mean
 
 HERE = Path(__file__).parent
 BITS = {"W4A4": (4, 4), "W4A8": (4, 8), "W3A8": (3, 8), "W6A6": (6, 6)}
@@ -154,18 +154,18 @@ class Setting:
         settings = replace(self.study.settings, equalize=start.equalized)
         options = {"seed": self.seed, "trainer": self.study.trainer, "run_dir": folder, "report_images": 0}
         if start.weights is Weights.WIDTHS:
-            mean = mean_bits(self.study.model, self.bits[0], self.edges)
-            options["budget"] = Budget(average_weight_bits=mean)
+            options["budget"] = same_mean(self.study.model, self.samples.batch([0]), self.bits, self.edges)
         candidates = space(self.bits, self.edges, start.weights, start.affine)
         search_ptq(self.study.model, self.samples, candidates, settings, **options)  # type: ignore[arg-type]
 
     def _build(self, start: Start) -> tuple[Prepared, Evaluator]:
-        """A calibrated supernet with eight candidates for weights."""
-        start = replace(start, source=Source.MSE, weights=Weights.EIGHT)
+        """A calibrated supernet with eight candidates for weights, or nine."""
+        weights = Weights.NINE if start.weights is Weights.NINE else Weights.EIGHT
+        start = replace(start, source=Source.MSE, weights=weights)
         if start not in self._built:
             settings = replace(self.study.settings, equalize=start.equalized)
             arguments = (
-                space(self.bits, self.edges, affine=start.affine),
+                space(self.bits, self.edges, weights, start.affine),
                 settings,
                 self.seed,
                 None,
@@ -179,7 +179,7 @@ class Setting:
         """A uniform strategy, but for the activations of one that was ``searched``."""
         prepared, evaluator = self._build(start)
         model = ModelInfo(source="study", name=self.study.name, weights_sha256="", tensors={}, prepare=[])
-        name = space(self.bits, self.edges, affine=start.affine).name
+        name = evaluator.supernet.space.name
         fields = {"dqss": "", "created": utc_now(), "search_space": name, "method": "uniform"}
         example = self.samples.batch([0])
         options = {"seed": self.seed, "budget": None}
@@ -238,11 +238,12 @@ class Setting:
 
 
 def uniform(evaluator: Evaluator, source: Source) -> Assignment:
-    """The best of all uniform strategies, or the one with ``source`` for everything."""
+    """The best of all uniform strategies, or the one of the algorithms that ``source`` names."""
     found = uniform_assignments(evaluator.supernet)
     if source is Source.BEST_UNIFORM:
         return found[screen(evaluator, found, 4).names[0]]
-    return next(one for key, one in found.items() if key.count(f"{source.value}@") == 2)
+    weight, activation = source.pair
+    return next(one for key, one in found.items() if f"W {weight}@" in key and f"A {activation}@" in key)
 
 
 def inputs_of(evaluator: Evaluator, searched: Bundle) -> Assignment:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 
-from torch import nn
-
 from dqss.search_spaces.studies import eight
 from dqss.space import Rule, SearchSpace
 from dqss.spec import Candidate
@@ -19,12 +17,21 @@ WIDE = 8
 
 
 class Source(Enum):
-    """Where a strategy comes from; a uniform one has one algorithm for weights and activations."""
+    """Where a strategy comes from; a uniform one has one algorithm for weights and activations.
+
+    But for ``adaround``, which is for weights: activations are ``mse`` then.
+    """
 
     SEARCH = "search"
     BEST_UNIFORM = "best_uniform"
     MINMAX = "minmax"
     MSE = "mse"
+    ADAROUND = "adaround"
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The algorithms of weights and of activations of a uniform strategy."""
+        return self.value, "mse" if self is Source.ADAROUND else self.value
 
 
 class Weights(Enum):
@@ -32,7 +39,8 @@ class Weights(Enum):
 
     Or eight of eight bits, which only activations are searched around: weights are then ``mse``. Or
     ``adaround`` on grids with a zero point and without, while activations are ``mse``. Or ``adaround`` with
-    three to eight bits, of which the mean over all weights may not exceed that of the uniform strategies.
+    three to eight bits, and ``mse`` activations likewise where they have fewer than eight, of which the means
+    over all values may not exceed those of the uniform strategies.
     """
 
     EIGHT = "eight"
@@ -64,6 +72,7 @@ STARTS = {
     "best_uniform": Start(Source.BEST_UNIFORM),
     "minmax": Start(Source.MINMAX),
     "mse": Start(Source.MSE),
+    "adaround": Start(Source.ADAROUND, Weights.NINE),
     "searched": Start(Source.SEARCH),
     "fitted": Start(Source.SEARCH, Weights.NINE),
     "activations": Start(Source.SEARCH, Weights.FITTED),
@@ -109,18 +118,14 @@ def _fitted(weights: Weights, rule: Rule) -> Rule:
     fitted = (Candidate.of("adaround", rule.weight[0].spec),)
     if weights in (Weights.GRIDS, Weights.WIDTHS):
         inputs = tuple(one for one in rule.activation if one.method == Source.MSE.value)
-        several = fitted + _affine(fitted) if weights is Weights.GRIDS else _widths(fitted, bool(rule.names))
-        return replace(rule, weight=several, activation=inputs)
+        if weights is Weights.WIDTHS:
+            return replace(rule, weight=_widths(fitted), activation=_widths(inputs))
+        return replace(rule, weight=fitted + _affine(fitted), activation=inputs)
     return replace(rule, weight=(rule.weight if weights is Weights.NINE else ()) + fitted)
 
 
-def _widths(candidates: tuple[Candidate, ...], edges: bool) -> tuple[Candidate, ...]:
-    """At several bits, but for those of the first and the last layer."""
-    widths = (candidates[0].spec.bits,) if edges else WIDTHS
-    return tuple(replace(one, spec=replace(one.spec, bits=bits)) for one in candidates for bits in widths)
-
-
-def mean_bits(model: nn.Module, bits: int, edges: tuple[str, ...]) -> float:
-    """Of all weights, where those of the first and the last layer have eight."""
-    layers = {n: m.weight.numel() for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
-    return sum(size * (8 if name in edges else bits) for name, size in layers.items()) / sum(layers.values())
+def _widths(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+    """At several bits, where that can gain: eight of an input lose next to nothing."""
+    if candidates[0].spec.bits == WIDE:
+        return candidates
+    return tuple(replace(one, spec=replace(one.spec, bits=bits)) for one in candidates for bits in WIDTHS)

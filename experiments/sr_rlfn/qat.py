@@ -25,8 +25,11 @@ from dqss.lit.settings import PTQSettings
 from dqss.models.super_resolution import photographs_rlfn
 from dqss.search_spaces import learned, uniform
 from dqss.search_spaces.studies import EIGHT_WEIGHTS, PICTURES_ACTIVATIONS
+from dqss.space import Rule, SearchSpace
+from dqss.strategy import Strategy
 from experiments.harness import CPU, Table, quiet, study_parser, summarize
-from experiments.sr_rlfn.run import EDGES
+from experiments.sr_rlfn.run import EDGES, Moving
+from experiments.widths import EDGE_BITS
 
 HERE = Path(__file__).parent
 COLUMNS = ("bits", "steps", "seed", "row", "psnr", "seconds", "choices")
@@ -40,8 +43,9 @@ UNIFORM = {
     "uniform_minmax": ("minmax", "minmax"),
 }
 """Algorithms of weights and of inputs; PAMS says nothing about weights that LSQ does not."""
-SEARCHED, PTQ = "searched", "ptq"
+SEARCHED, PTQ, WIDTHS = "searched", "ptq", "searched_widths"
 RATE = 3e-4
+PLAIN = PTQSettings(steps=300, batch_size=4, screen_images=4, discrete_every=0)
 COMMON = QATSettings(
     batch_size=BATCH,
     learning_rate=RATE,
@@ -49,18 +53,17 @@ COMMON = QATSettings(
     schedule=SoftmaxSchedule(entropy=0.5, entropy_delay=0.3),
     norm_batches=0,
 )
-SHARES = {SEARCHED: 0.4, "searched_sharp": 0.2}
+SHARES = {SEARCHED: 0.4, "searched_sharp": 0.2, WIDTHS: 0.2}
 """Of the steps for the search; the rest tunes what it has found."""
-SETTINGS = {
-    # From the first step on, steps of the logits five times as large; rates fall once over search and tuning.
-    "searched_sharp": replace(
-        COMMON,
-        warmup=0.0,
-        restart=False,
-        logit_rate=0.5,
-        schedule=SoftmaxSchedule(entropy=0.5, entropy_delay=0.0),
-    ),
-}
+# From the first step on, steps of the logits five times as large; rates fall once over search and tuning.
+SHARP = replace(
+    COMMON,
+    warmup=0.0,
+    restart=False,
+    logit_rate=0.5,
+    schedule=SoftmaxSchedule(entropy=0.5, entropy_delay=0.0),
+)
+SETTINGS = {"searched_sharp": SHARP, WIDTHS: SHARP}
 """Of rows that are not searched, or tuned, as the others."""
 ROWS = (PTQ, *UNIFORM, *SHARES)
 
@@ -92,16 +95,38 @@ class Study:
         result: Any
         if name == PTQ:
             space = uniform(bits, bits, EIGHT_WEIGHTS, PICTURES_ACTIVATIONS, edges=EDGES)
-            settings = PTQSettings(steps=300, batch_size=4, screen_images=4, discrete_every=0)
-            result = search_ptq(model, data.calibration(), space, settings, **common, report_images=0)
+            result = search_ptq(model, data.calibration(), space, PLAIN, **common, report_images=0)
         else:
             weights, inputs = (WEIGHTS, INPUTS) if name in SHARES else ([one] for one in UNIFORM[name])
             space = learned(bits, bits, weights, inputs, edges=EDGES)
+            if name == WIDTHS:
+                space = self.moved(space, bits, seed)
             loader = data.train_dataloader()
             epochs = steps / (len(loader.dataset) // BATCH)  # type: ignore[arg-type]
             result = search_qat(model, loader, data.calibration(), space, settings_of(name, epochs), **common)
         psnr = result.metrics["searched"]["validation"][metric_name]
         yield from (psnr, time.perf_counter() - started, choices(result.bundle.strategy))
+
+    def moved(self, space: SearchSpace, bits: int, seed: int) -> SearchSpace:
+        """With the bits that a search without training gives each layer, as many in the mean."""
+        data, model, moving = self.data(seed).calibration(), photographs_rlfn().module, Moving()
+        common: dict[str, Any] = {
+            "run_dir": self.work / f"{WIDTHS}_ptq_{bits}_{seed}",
+            "seed": seed,
+            "trainer": CPU,
+            "budget": moving.budget(model, data.batch([0]), bits, EDGE_BITS),
+        }
+        found = search_ptq(model, data, moving.space(bits, EDGE_BITS), PLAIN, **common)
+        (edges, _) = space.rules
+        return replace(space, rules=(edges, *each_at_its_bits(found.bundle.strategy)))
+
+
+def each_at_its_bits(strategy: Strategy) -> Iterator[Rule]:
+    """For each layer of a strategy the algorithms that learn."""
+    for layer, pair in strategy.layers.items():
+        assert pair.weight is not None and pair.activation is not None
+        bits = [choice.candidate().spec.bits for choice in (pair.weight, pair.activation)]
+        yield replace(learned(*bits, WEIGHTS, INPUTS).rules[-1], names=(layer,))
 
 
 def settings_of(name: str, epochs: float) -> QATSettings:

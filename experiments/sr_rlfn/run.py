@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dqss.apply import apply_strategy, make_bundle
+from dqss.budget import Budget
 from dqss.bundle import Bundle
 from dqss.data.pictures import Pictures
 from dqss.image_quality import psnr_y
@@ -39,6 +40,7 @@ from dqss.space import SearchSpace
 from dqss.supernet import Assignment, Supernet
 from dqss.uniform import uniform_assignments
 from experiments.harness import CPU, Table, add_accelerator, quiet, study_parser, summarize
+from experiments.widths import same_mean
 
 HERE = Path(__file__).parent
 COLUMNS = ("bits", "edges", "seed", "row", "set5", "set14", "mse", "evaluations", "seconds", "name")
@@ -80,6 +82,35 @@ def space(bits: int, edges: int, more: bool = False) -> SearchSpace:
     )
 
 
+@dataclass(frozen=True)
+class Moving:
+    """Bits that a search may choose; none: from two fewer to two more than the others have.
+
+    ``extra`` of them, in the mean, are allowed beyond those of uniform strategies.
+    """
+
+    widths: tuple[int, ...] = ()
+    extra: float = 0.0
+
+    def __str__(self) -> str:
+        return "-".join(map(str, ("widths", *self.widths))) + f"+{self.extra:g}" * bool(self.extra)
+
+    def space(self, bits: int, edges: int) -> SearchSpace:
+        """What is best at one width, at several; edges too where they have as many bits as the others."""
+        several = self.widths or range(bits - 2, bits + 3)
+        fixed = EDGES if edges != bits else ()
+        name = f"{self}({bits}, {edges})"
+        return uniform(
+            several, several, ["adaround"], ["hessian", "mse"], edges=fixed, edge_bits=edges, name=name
+        )
+
+    def budget(self, model: nn.Module, example: Tensor, bits: int, edges: int) -> Budget:
+        """What uniform strategies spend, and no more than ``extra``."""
+        found = same_mean(model, example, (bits, bits), EDGES, edges)
+        more = {name: value + self.extra for name, value in found.given().items()}
+        return replace(found, **more)  # type: ignore[arg-type]
+
+
 class Study:
     """The network, and whole pictures to measure on: nothing is chosen with them."""
 
@@ -90,9 +121,10 @@ class Study:
         trainer: Mapping[str, Any] = CPU,
         patch: int = PATCH,
         more: bool = False,
+        moving: Moving | None = None,
     ) -> None:
         self.data, self.settings, self.trainer = data, settings, trainer
-        self.patch, self.more = patch, more
+        self.patch, self.more, self.moving = patch, more, moving
         loaded = super_resolution("rlfn", SCALE, data / "weights" / "rlfn_x4.pth")
         self.model: nn.Module = loaded.module
         self.input = loaded.input
@@ -133,12 +165,18 @@ class Study:
         started = time.perf_counter()
         # L1 to the pictures themselves, or the squared error to the float network's output.
         settings = replace(self.settings, loss=PictureLoss() if loss == "picture" else None)
+        given, budget, moving = space(bits, edges, self.more), None, self.moving
+        if moving is not None:
+            given, budget = (
+                moving.space(bits, edges),
+                moving.budget(self.model, patches.batch([0]), bits, edges),
+            )
         result = search_ptq(
-            self.model, patches, space(bits, edges, self.more), settings, seed=seed, trainer=self.trainer
+            self.model, patches, given, settings, seed=seed, trainer=self.trainer, budget=budget
         )
         seconds, supernet = time.perf_counter() - started, result.supernet
         found, metrics = result.discretized, result.metrics
-        suffix = suffix_of(loss, settings.smooth, self.patch, self.more)
+        suffix = suffix_of(loss, settings.smooth, self.patch, self.more, self.moving)
         spent = metrics["evaluations"]
         assignments = found.assignments
         both = self.both(supernet, assignments["refined"])
@@ -147,7 +185,7 @@ class Study:
         for name in repairs:
             bundle = bundle_of(result, assignments["refined"])
             yield f"searched{suffix}+{name}", *self.repaired(bundle, learned, name, seed)
-        if loss != "output":
+        if loss != "output" or moving is not None:  # the uniform ones are those of the other spaces
             return
         uniform_name = found.best_uniform
         assert uniform_name is not None
@@ -186,13 +224,14 @@ def bundle_of(result: SearchResult, assignment: Assignment) -> Bundle:
     return make_bundle(result.supernet, assignment, prepared, info, first, **fields)
 
 
-def suffix_of(loss: str, smooth: bool, patch: int, more: bool) -> str:
+def suffix_of(loss: str, smooth: bool, patch: int, more: bool, moving: Moving | None = None) -> str:
     """Of a row's name: what is not as in the main table."""
     parts = (
         [loss] * (loss != "output")
         + ["smoothed"] * smooth
         + [f"{patch}px"] * (patch != PATCH)
         + ["more"] * more
+        + [str(moving)] * (moving is not None)
     )
     return "".join(f"_{part}" for part in parts)
 
@@ -216,6 +255,9 @@ def main() -> None:
     parser.add_argument("--loss", choices=["output", "picture"], default="output")
     parser.add_argument("--patch", type=int, default=PATCH, help="pixels a side of a patch")
     parser.add_argument("--more", action="store_true", help="adaround and hessian are candidates too")
+    moves = "bits move too, by two or among these, as many in the mean"
+    parser.add_argument("--widths", type=int, nargs="*", metavar="BITS", help=moves)
+    parser.add_argument("--extra", type=float, default=0.0, help="bits more in the mean, with --widths")
     parser.add_argument("--smooth", action="store_true", help="first smooth ranges of channels")
     parser.add_argument("--repair", nargs="*", default=[], choices=REPAIRS, help="rounding that is learned")
     parser.add_argument("--uniform", choices=["alike", "all"], help="measure uniform pairs, and nothing else")
@@ -234,12 +276,15 @@ def main() -> None:
         smooth=arguments.smooth,
     )
     trainer = {"accelerator": arguments.accelerator}
-    study = Study(arguments.data, settings, trainer, arguments.patch, arguments.more)
+    moving = None if arguments.widths is None else Moving(tuple(arguments.widths), arguments.extra)
+    study = Study(arguments.data, settings, trainer, arguments.patch, arguments.more, moving)
     for row in () if table.has("float", "", "", "float") else ("float",):
         both = study.psnr(study.model, "Set5"), study.psnr(study.model, "Set14")
         table.add("float", "", "", row, *both, 0.0, 0, 0.0, "")
-    searched = "searched" + suffix_of(arguments.loss, arguments.smooth, arguments.patch, arguments.more)
-    around = [searched, *([searched.replace("searched", "best_uniform")] * (arguments.loss == "output"))]
+    given = (arguments.loss, arguments.smooth, arguments.patch, arguments.more, moving)
+    searched = "searched" + suffix_of(*given)
+    both = arguments.loss == "output" and moving is None
+    around = [searched, *[searched.replace("searched", "best_uniform")] * both]
     wanted = [searched, *(f"{row}+{name}" for row in around for name in arguments.repair)]
     for key in product(arguments.bits, [arguments.edges], arguments.seeds):
         if arguments.uniform is not None:
