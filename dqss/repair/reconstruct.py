@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dqss.attach import INPUT_QUANTIZER, attach_weight, detach_weight
 from dqss.errors import NonFiniteError
-from dqss.mixing import Codes, Grid
+from dqss.mixing import Codes
 from dqss.randomness import generator_for
 from dqss.repair.chance import chances
 from dqss.repair.dropping import DroppingQuantizer
@@ -72,7 +72,7 @@ class Reconstruction:
     Args:
         network: the quantized one: fixed, frozen, in ``eval()``; the unit in it is changed in place.
         unit: which.
-        weights: float weight and grid of each of its layers.
+        weights: float weight and codes of each of its layers.
         settings: how.
         seed: of batches and chances, with the unit's name.
         fixed: layers whose activations' steps do not learn, since others share them or since they are
@@ -84,7 +84,7 @@ class Reconstruction:
         self,
         network: nn.Module,
         unit: Unit,
-        weights: Mapping[str, tuple[Tensor, Grid]],
+        weights: Mapping[str, tuple[Tensor, Codes]],
         settings: RepairSettings,
         seed: int,
         fixed: Collection[str] = (),
@@ -119,7 +119,7 @@ class Reconstruction:
 
     def put(self, found: Found) -> Callable[[], None]:
         """Put what was found into the network; gives back what undoes it."""
-        return put(self.network, found, {name: grid for name, (_, grid) in self.weights.items()})
+        return put(self.network, found, {name: codes.grid for name, (_, codes) in self.weights.items()})
 
     @torch.no_grad()
     def errors(self, data: Data) -> tuple[float, float]:
@@ -201,10 +201,12 @@ class Reconstruction:
                 setattr(layer, INPUT_QUANTIZER, step.to(self.device))
                 stack.callback(setattr, layer, INPUT_QUANTIZER, quantizer)
                 steps[name] = step
-            for name, (weight, grid) in self.weights.items():
+            for name, (weight, codes) in self.weights.items():
                 layer = self.network.get_submodule(name)
                 learn = settings.learn_weight_steps and name not in self.fixed_weights
-                roundings[name] = SoftRounding(weight, grid, learn).to(self.device)
+                roundings[name] = SoftRounding(weight, codes.grid, learn, _fitted(weight, codes)).to(
+                    self.device
+                )
                 attach_weight(layer, roundings[name])
                 stack.callback(detach_weight, layer)
             for name in sizes:
@@ -230,8 +232,8 @@ class Reconstruction:
     def _changed(self, found: Found) -> float:
         total = changed = 0
         for name, integers in found.codes.items():
-            weight, grid = self.weights[name]
-            nearest = Codes.of(weight, grid).integers.cpu()
+            weight, codes = self.weights[name]
+            nearest = Codes.of(weight, codes.grid).integers.cpu()
             changed += int((nearest != integers).sum())
             total += integers.numel()
         return changed / max(total, 1)
@@ -275,6 +277,12 @@ class _Learning:
             },
             biases={name: bias.detach().to("cpu", torch.float32) for name, bias in self.biases.items()},
         )
+
+
+def _fitted(weight: Tensor, codes: Codes) -> Tensor | None:
+    """Codes that are not simply the nearest ones."""
+    nearest = Codes.of(weight, codes.grid).integers
+    return None if torch.equal(nearest, codes.integers) else codes.integers
 
 
 def _note_size(sizes: dict[str, float], name: str, module: nn.Module, args: Any, output: Tensor) -> None:

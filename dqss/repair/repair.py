@@ -20,7 +20,7 @@ from dqss.choice import TensorChoice
 from dqss.errors import DataError
 from dqss.losses import Distance, default_distance
 from dqss.measure import batches, home, to_device
-from dqss.mixing import Codes, Grid
+from dqss.mixing import Codes
 from dqss.precision import full_precision
 from dqss.progress import Reporter
 from dqss.quantizers import shifts
@@ -197,8 +197,8 @@ class _Work:
                 self.found[unit.name], self.errors[unit.name] = found, errors
                 self.reporter.say(_told(unit, errors, position, len(units)))
 
-    def _weights(self) -> dict[str, tuple[Tensor, Grid]]:
-        """Float weight and grid of every layer that can be rounded by itself."""
+    def _weights(self) -> dict[str, tuple[Tensor, Codes]]:
+        """Float weight and codes of every layer that can be rounded by itself."""
         modules = dict(self.exact.named_modules())
         count = Counter(id(p) for m in modules.values() for p in m._parameters.values() if p is not None)
         found = {}
@@ -207,7 +207,7 @@ class _Work:
                 continue
             weight: Tensor = modules[name].weight
             if count[id(weight)] == 1:
-                found[name] = (weight, weight_codes(self.bundle, name, weight).grid)
+                found[name] = (weight, weight_codes(self.bundle, name, weight))
         return found
 
     def _shared(self) -> set[str]:
@@ -262,7 +262,7 @@ class _Work:
     def learn_together(self, distance: Distance | None) -> None:
         """Roundings, steps and biases of all layers; goes on from where an earlier run was interrupted."""
         weights = {
-            name: (weight, self.codes_of(name, weight)) for name, (weight, _) in self._weights().items()
+            name: (weight, self.codes_of(name, codes)) for name, (weight, codes) in self._weights().items()
         }
         if not weights:
             return
@@ -290,9 +290,8 @@ class _Work:
             f"repaired the network: distance on held-out inputs {before:.4g} -> {after:.4g}{word}"
         )
 
-    def codes_of(self, name: str, weight: Tensor) -> Codes:
-        """The codes of a layer's weight so far."""
-        codes = weight_codes(self.bundle, name, weight)
+    def codes_of(self, name: str, codes: Codes) -> Codes:
+        """The codes of a layer's weight so far, where those of the strategy are ``codes``."""
         found = next((found for found in self.found.values() if name in found.codes), None)
         if found is None:
             return codes

@@ -17,6 +17,9 @@ from dqss.mixing import Codes, Grid
 ZETA, GAMMA = 1.1, -0.1
 """Ends of the stretched sigmoid of eq. 23."""
 
+BELOW_ONE = 0.99
+"""So that half way to a lower code is still nearer to it."""
+
 
 def rectified_sigmoid(v: Tensor) -> Tensor:
     """``clip(sigmoid(v) (zeta - gamma) + gamma, 0, 1)``: eq. 23, which reaches both ends."""
@@ -40,12 +43,15 @@ class SoftRounding(nn.Module):
     """A weight between its two neighbouring codes; used as the parametrization of the float weight.
 
     It starts at the float weight itself (where that is not clipped), and ends at one of the two
-    codes that :meth:`codes` names.
+    codes that :meth:`codes` names. Codes that were fitted say more than the float weight: it starts half
+    way to them then.
 
     Args:
         weight: float.
         grid: where it is rounded to.
         learn_step: whether the grid's steps learn.
+        fitted: codes that are one of the two, in the weight's shape; None: those on either side of the
+            weight.
 
     Attributes:
         v: the soft variables, in the weight's shape.
@@ -57,7 +63,9 @@ class SoftRounding(nn.Module):
     base: Tensor
     floor: Tensor
 
-    def __init__(self, weight: Tensor, grid: Grid, learn_step: bool = False) -> None:
+    def __init__(
+        self, weight: Tensor, grid: Grid, learn_step: bool = False, fitted: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.grid = grid
         self.shift = nn.Parameter(torch.zeros_like(grid.scale), requires_grad=learn_step)
@@ -68,8 +76,14 @@ class SoftRounding(nn.Module):
         self.register_buffer("began", scale)
         self.register_buffer("zero_point", zero_point)
         self.register_buffer("base", base)
-        self.register_buffer("floor", torch.floor(places))
-        self.v = nn.Parameter(inverse_rectified_sigmoid(places - self.floor))
+        floor = torch.floor(places)
+        up = places - floor
+        if fitted is not None:
+            chosen = fitted.to(places) - base
+            floor = torch.where(chosen > floor, chosen - 1, chosen)
+            up = ((places - floor).clamp(0, BELOW_ONE) + (chosen - floor)) / 2
+        self.register_buffer("floor", floor)
+        self.v = nn.Parameter(inverse_rectified_sigmoid(up))
 
     def h(self) -> Tensor:
         """How far up each weight is, in [0, 1]."""

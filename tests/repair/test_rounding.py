@@ -67,6 +67,34 @@ def test_it_starts_at_the_float_weight_and_rounds_to_the_nearest(spec: QuantSpec
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.bits} {spec.scheme}")
+def test_it_starts_half_way_to_codes_that_were_fitted(spec: QuantSpec) -> None:
+    """Also to those that are not next to the weight: they make up for what others lose."""
+    weight, plain = soft(spec)
+    moves = torch.randint(-2, 3, weight.shape, generator=torch.Generator().manual_seed(5))
+    integers = (Codes.of(weight, plain.grid).integers.int() + moves).clamp(spec.qmin, spec.qmax)
+    fitted = Codes.from_integers(integers.float(), plain.grid)
+    rounding = SoftRounding(weight, plain.grid, fitted=fitted.integers)
+    assert torch.equal(rounding.codes().integers, fitted.integers)
+    scale, _ = plain.grid.shaped(weight.shape)
+    inside = (integers > spec.qmin) & (integers < spec.qmax)
+    distance = (fitted.dequantize() - weight).abs() / scale
+    near = inside & (distance > 0.01) & (distance < 0.99)
+    assert bool(near.any())
+    half = (fitted.dequantize() + weight) / 2
+    torch.testing.assert_close(rounding(weight)[near], half[near], atol=1e-5, rtol=1e-5)
+    far = inside & (distance > 1)
+    assert bool(far.any()) and bool(
+        ((rounding(weight) - fitted.dequantize()).abs() <= scale / 2 + 1e-5)[far].all()
+    )
+    # It can still be learned that the float weight was right: the other code lies on its side.
+    with torch.no_grad():
+        rounding.v.copy_(torch.where(rounding.h() >= 0.5, -9.0, 9.0))
+    other = rounding.codes().dequantize()
+    assert bool(((other - weight).abs() <= (fitted.dequantize() - weight).abs() + scale)[inside].all())
+    assert bool((((other - fitted.dequantize()) * (weight - fitted.dequantize())) >= 0)[far].all())
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.bits} {spec.scheme}")
 @pytest.mark.parametrize("share", [1.0, 0.4])
 def test_whatever_is_learned_is_a_neighbouring_code(spec: QuantSpec, share: float) -> None:
     weight, rounding = soft(spec, share)
