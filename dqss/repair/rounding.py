@@ -17,8 +17,8 @@ from dqss.mixing import Codes, Grid
 ZETA, GAMMA = 1.1, -0.1
 """Ends of the stretched sigmoid of eq. 23."""
 
-BELOW_ONE = 0.99
-"""So that half way to a lower code is still nearer to it."""
+FITTED = 0.9
+"""How near to a code that was fitted a weight starts: such codes make up for one another."""
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:
@@ -43,8 +43,8 @@ class SoftRounding(nn.Module):
     """A weight between its two neighbouring codes; used as the parametrization of the float weight.
 
     It starts at the float weight itself (where that is not clipped), and ends at one of the two
-    codes that :meth:`codes` names. Codes that were fitted say more than the float weight: it starts half
-    way to them then.
+    codes that :meth:`codes` names. Codes that were fitted say more than the float weight: it starts near
+    them then.
 
     Args:
         weight: float.
@@ -81,7 +81,7 @@ class SoftRounding(nn.Module):
         if fitted is not None:
             chosen = fitted.to(places) - base
             floor = torch.where(chosen > floor, chosen - 1, chosen)
-            up = ((places - floor).clamp(0, BELOW_ONE) + (chosen - floor)) / 2
+            up = torch.lerp((places - floor).clamp(0, 1), chosen - floor, FITTED)
         self.register_buffer("floor", floor)
         self.v = nn.Parameter(inverse_rectified_sigmoid(up))
 

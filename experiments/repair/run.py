@@ -153,7 +153,7 @@ class Setting:
     def _search(self, start: Start, folder: Path) -> None:
         settings = replace(self.study.settings, equalize=start.equalized)
         options = {"seed": self.seed, "trainer": self.study.trainer, "run_dir": folder, "report_images": 0}
-        if start.weights is Weights.WIDTHS:
+        if start.weights in (Weights.WIDTHS, Weights.EVERYTHING):
             options["budget"] = same_mean(self.study.model, self.samples.batch([0]), self.bits, self.edges)
         candidates = space(self.bits, self.edges, start.weights, start.affine)
         search_ptq(self.study.model, self.samples, candidates, settings, **options)  # type: ignore[arg-type]

@@ -40,7 +40,8 @@ class Weights(Enum):
     Or eight of eight bits, which only activations are searched around: weights are then ``mse``. Or
     ``adaround`` on grids with a zero point and without, while activations are ``mse``. Or ``adaround`` with
     three to eight bits, and ``mse`` activations likewise where they have fewer than eight, of which the means
-    over all values may not exceed those of the uniform strategies.
+    over all values may not exceed those of the uniform strategies; or such weights, and all eight of
+    activations at the bits that they have.
     """
 
     EIGHT = "eight"
@@ -49,6 +50,7 @@ class Weights(Enum):
     WIDE = "wide"
     GRIDS = "grids"
     WIDTHS = "widths"
+    EVERYTHING = "everything"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ STARTS = {
     "around_wide": Start(Source.SEARCH, Weights.WIDE),
     "grids": Start(Source.SEARCH, Weights.GRIDS),
     "widths": Start(Source.SEARCH, Weights.WIDTHS),
+    "everything": Start(Source.SEARCH, Weights.EVERYTHING),
 }
 STARTS |= {
     **{f"equalized_{name}": replace(start, equalized=True) for name, start in STARTS.items()},
@@ -116,6 +119,8 @@ def _affine(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
 
 def _fitted(weights: Weights, rule: Rule) -> Rule:
     fitted = (Candidate.of("adaround", rule.weight[0].spec),)
+    if weights is Weights.EVERYTHING:
+        return replace(rule, weight=_widths(fitted))
     if weights in (Weights.GRIDS, Weights.WIDTHS):
         inputs = tuple(one for one in rule.activation if one.method == Source.MSE.value)
         if weights is Weights.WIDTHS:

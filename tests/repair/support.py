@@ -55,10 +55,15 @@ def pictures(count: int = 48, seed: int = 1) -> Tensor:
 
 
 def strategy_for(
-    model: nn.Module, inputs: Tensor, weight_bits: int = 3, bits: int = 8, symmetric: bool = True
+    model: nn.Module,
+    inputs: Tensor,
+    weight_bits: int = 3,
+    bits: int = 8,
+    symmetric: bool = True,
+    algorithm: str = "minmax",
 ) -> Bundle:
-    """Min-max, each layer and its input."""
-    space = uniform(weight_bits, bits, ["minmax"], ["minmax"], weight_symmetric=symmetric)
+    """Min-max, each layer and its input; another ``algorithm`` for weights."""
+    space = uniform(weight_bits, bits, [algorithm], ["minmax"], weight_symmetric=symmetric)
     prepared, supernet = prepared_supernet(model, inputs, space)
     return bundle_of(prepared, supernet, dict.fromkeys(supernet.decisions, 0), inputs[:4])
 

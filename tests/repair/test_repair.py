@@ -60,6 +60,20 @@ def test_blocks_come_nearer_on_inputs_that_nothing_learned_from(
     assert error(model, tuned, others) < 0.7 * error(model, plain, others)
 
 
+def test_it_begins_at_roundings_that_were_fitted(model: nn.Module) -> None:
+    """Where nothing moves, all codes are those of the search, and not the nearest ones."""
+    bundle = strategy_for(model, pictures(), algorithm="adaround")
+    exact = dqss.prepare.prepare(model, pictures(4)).model
+    for name in bundle.strategy.layers:
+        weight: Any = exact.get_submodule(name).weight
+        codes = weight_codes(bundle, name, weight)
+        assert not torch.equal(codes.integers, Codes.of(weight, codes.grid).integers), name
+    still = settings(iterations=1, learning_rate=1e-9, blocks=())
+    repaired = repair_strategy(model, bundle, pictures(), still)
+    for name, errors in repaired.errors.items():
+        assert errors.learned[1] == errors.learned[0], name
+
+
 def test_codes_are_the_nearest_or_next_to_them(model: nn.Module, bundle: Bundle, repaired: Repaired) -> None:
     exact = dqss.prepare.prepare(model, pictures(4)).model
     for name, layer in repaired.bundle.strategy.layers.items():
