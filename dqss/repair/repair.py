@@ -20,15 +20,16 @@ from dqss.choice import TensorChoice
 from dqss.errors import DataError
 from dqss.losses import Distance, default_distance
 from dqss.measure import batches, home, to_device
-from dqss.mixing import Codes
+from dqss.mixing import Codes, Grid
 from dqss.precision import full_precision
 from dqss.progress import Reporter
 from dqss.quantizers import shifts
 from dqss.repair.augment import Augmentation, name_of
 from dqss.repair.bias import correct_biases
 from dqss.repair.cache import Store
+from dqss.repair.clipping import clipping
 from dqss.repair.feed import BATCH, Fed, Feed
-from dqss.repair.found import Found
+from dqss.repair.found import Found, input_quantizers
 from dqss.repair.keeping import Kept, KeptSteps
 from dqss.repair.network import NetworkErrors, NetworkReconstruction
 from dqss.repair.reconstruct import Reconstruction, UnitErrors
@@ -173,6 +174,7 @@ class _Work:
         with (
             closing(Store(self.settings.cache_mb * 2**20, self.folder, self.device)) as store,
             self.reporter.stage("repair", len(units) * self.settings.iterations) as stage,
+            clipping(self.exact, self._clipped()),
         ):
             feed = self.feed(store)
             for position, unit in enumerate(units):
@@ -196,6 +198,12 @@ class _Work:
                     stage.advance(self.settings.iterations)
                 self.found[unit.name], self.errors[unit.name] = found, errors
                 self.reporter.say(_told(unit, errors, position, len(units)))
+
+    def _clipped(self) -> dict[str, Grid]:
+        """Grids of the inputs that are to be cut off for what units should give, too."""
+        if not self.settings.clipped_targets:
+            return {}
+        return {name: quantizer.grid() for name, quantizer in input_quantizers(self.quantized).items()}
 
     def _weights(self) -> dict[str, tuple[Tensor, Codes]]:
         """Float weight and codes of every layer that can be rounded by itself."""

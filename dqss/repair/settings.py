@@ -29,6 +29,9 @@ class RepairSettings:
             0: all are quantized, 1: none.
         float_inputs: share of the block's input values that come from the float network and not from
             the quantized one before it (QDrop takes half, AdaRound and BRECQ none).
+        clipped_targets: units learn to give what they would with inputs cut off where their grids end, and
+            nothing rounded. Otherwise what the float network gives: then weights also learn to make up for
+            what the search has chosen to cut off, large values first, since errors are squared.
         learn_steps: the steps of the activations learn too, but for those that are powers of two.
         learn_weight_steps: the steps of the weights learn too, but for powers of two (as in FlexRound,
             arXiv 2306.00317; a code moves by one at most, as in AdaRound).
@@ -63,6 +66,7 @@ class RepairSettings:
     warmup: float = 0.2
     drop: float = 0.5
     float_inputs: float = 0.5
+    clipped_targets: bool = False
     learn_steps: bool = False
     learn_weight_steps: bool = False
     learn_biases: bool = False

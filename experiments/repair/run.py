@@ -61,6 +61,10 @@ REPAIRS = {
     "adaround": ADAROUND,
     "adaround+steps": replace(ADAROUND, learn_steps=True),
     "adaround+grids": replace(ADAROUND, learn_weight_steps=True, learn_biases=True),
+    "adaround+grids+clipped": replace(
+        ADAROUND, learn_weight_steps=True, learn_biases=True, clipped_targets=True
+    ),
+    "adaround+clipped": replace(ADAROUND, clipped_targets=True),
     "adaround+grids+steps": replace(ADAROUND, learn_weight_steps=True, learn_biases=True, learn_steps=True),
     "adaround+biases": replace(ADAROUND, bias_correction=True),
     "blocks": BLOCKS,

@@ -9,7 +9,7 @@ download. FOLDER takes run folders, from which an interrupted study goes on. Row
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -20,12 +20,12 @@ from dqss.lit.contenders import Validation
 from dqss.lit.qat_search import search_qat
 from dqss.lit.qat_settings import QATSettings
 from dqss.lit.schedules import SoftmaxSchedule
-from dqss.lit.search import search_ptq
+from dqss.lit.search import SearchResult, search_ptq
 from dqss.lit.settings import PTQSettings
 from dqss.models.super_resolution import photographs_rlfn
 from dqss.search_spaces import learned, uniform
 from dqss.search_spaces.studies import EIGHT_WEIGHTS, PICTURES_ACTIVATIONS
-from dqss.space import Rule, SearchSpace
+from dqss.space import Rule
 from dqss.strategy import Strategy
 from experiments.harness import CPU, Table, quiet, study_parser, summarize
 from experiments.sr_rlfn.run import EDGES, Moving
@@ -43,7 +43,7 @@ UNIFORM = {
     "uniform_minmax": ("minmax", "minmax"),
 }
 """Algorithms of weights and of inputs; PAMS says nothing about weights that LSQ does not."""
-SEARCHED, PTQ, WIDTHS = "searched", "ptq", "searched_widths"
+SEARCHED, PTQ, WIDTHS, PTQ_WIDTHS = "searched", "ptq", "searched_widths", "ptq_widths"
 RATE = 3e-4
 PLAIN = PTQSettings(steps=300, batch_size=4, screen_images=4, discrete_every=0)
 COMMON = QATSettings(
@@ -65,7 +65,7 @@ SHARP = replace(
 )
 SETTINGS = {"searched_sharp": SHARP, WIDTHS: SHARP}
 """Of rows that are not searched, or tuned, as the others."""
-ROWS = (PTQ, *UNIFORM, *SHARES)
+ROWS = (PTQ, PTQ_WIDTHS, *UNIFORM, *SHARES)
 
 
 @dataclass(frozen=True)
@@ -96,29 +96,25 @@ class Study:
         if name == PTQ:
             space = uniform(bits, bits, EIGHT_WEIGHTS, PICTURES_ACTIVATIONS, edges=EDGES)
             result = search_ptq(model, data.calibration(), space, PLAIN, **common, report_images=0)
+        elif name == PTQ_WIDTHS:
+            result = self.moved(bits, common)
         else:
             weights, inputs = (WEIGHTS, INPUTS) if name in SHARES else ([one] for one in UNIFORM[name])
             space = learned(bits, bits, weights, inputs, edges=EDGES)
             if name == WIDTHS:
-                space = self.moved(space, bits, seed)
+                searched = self.moved(bits, {**common, "run_dir": self.work / f"{WIDTHS}_ptq_{bits}_{seed}"})
+                space = replace(space, rules=(space.rules[0], *each_at_its_bits(searched.bundle.strategy)))
             loader = data.train_dataloader()
             epochs = steps / (len(loader.dataset) // BATCH)  # type: ignore[arg-type]
             result = search_qat(model, loader, data.calibration(), space, settings_of(name, epochs), **common)
         psnr = result.metrics["searched"]["validation"][metric_name]
         yield from (psnr, time.perf_counter() - started, choices(result.bundle.strategy))
 
-    def moved(self, space: SearchSpace, bits: int, seed: int) -> SearchSpace:
-        """With the bits that a search without training gives each layer, as many in the mean."""
-        data, model, moving = self.data(seed).calibration(), photographs_rlfn().module, Moving()
-        common: dict[str, Any] = {
-            "run_dir": self.work / f"{WIDTHS}_ptq_{bits}_{seed}",
-            "seed": seed,
-            "trainer": CPU,
-            "budget": moving.budget(model, data.batch([0]), bits, EDGE_BITS),
-        }
-        found = search_ptq(model, data, moving.space(bits, EDGE_BITS), PLAIN, **common)
-        (edges, _) = space.rules
-        return replace(space, rules=(edges, *each_at_its_bits(found.bundle.strategy)))
+    def moved(self, bits: int, common: Mapping[str, Any]) -> SearchResult:
+        """A search without training that moves bits, as many in the mean."""
+        data, model, moving = self.data(common["seed"]).calibration(), photographs_rlfn().module, Moving()
+        budget = moving.budget(model, data.batch([0]), bits, EDGE_BITS)
+        return search_ptq(model, data, moving.space(bits, EDGE_BITS), PLAIN, **common, budget=budget)
 
 
 def each_at_its_bits(strategy: Strategy) -> Iterator[Rule]:
