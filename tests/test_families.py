@@ -21,11 +21,11 @@ from tests.support.nets import cnn, images, small_space
 
 STUDY = Path(__file__).resolve().parent.parent / "experiments" / "families"
 SMALLEST = (
+    "mobilenetv3_small_050",  # batch norms with activations, squeeze and excitation
     "nf_regnet_b0",  # standardized weights, "same" padding
     "mobileone_s0",  # branches to merge
 )
-"""Prepared in ways of their own. Batch norms are in most other tests, attention is in the next, all families
-are in the slow one."""
+"""Prepared in ways of their own. Attention is in the next test, all families are in the slow one."""
 QUICK = PTQSettings(
     steps=2, batch_size=2, refine=RefineSettings(passes=4, alternatives=1), finalists=1, discrete_every=0
 )
@@ -62,6 +62,7 @@ def test_smallest_families(tmp_path: Path) -> None:
     prepared = {row["model"]: row["prepare"].split() for row in rows}
     assert "bake_weight_standardization" in prepared["nf_regnet_b0"]
     assert "reparameterize" in prepared["mobileone_s0"]
+    assert "fold_batch_norm" in prepared["mobilenetv3_small_050"]
 
 
 def test_a_family_with_its_products(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""The float network with inputs that are cut off where the quantized one's grids end, and not rounded."""
+"""The float network with inputs that are cut off where the quantized one's grids end, and not rounded.
+
+Our own: targets of AdaRound (arXiv 2004.10568) and BRECQ (2102.05426) are the float network's. What a search
+cuts off since the output does not need it, squared errors would bring back first.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,15 @@ from dqss.mixing import Grid
 
 @contextmanager
 def clipping(network: nn.Module, grids: Mapping[str, Grid]) -> Iterator[None]:
-    """Meanwhile inputs of layers are clipped.
+    """Meanwhile inputs of layers are clipped; hooks do it, and none is left afterwards.
 
     Args:
         network: the float one.
-        grids: of the inputs, by the layer's name.
+        grids: of the first argument of layers, by the layer's name: one scale and zero point, or one for each
+            channel. What is no tensor of real numbers passes as it is.
+
+    Raises:
+        AttributeError: where the network has no layer of that name.
     """
     with ExitStack() as stack:
         for name, grid in grids.items():

@@ -44,7 +44,7 @@ class SoftRounding(nn.Module):
 
     It starts at the float weight itself (where that is not clipped), and ends at one of the two
     codes that :meth:`codes` names. Codes that were fitted say more than the float weight: it starts near
-    them then.
+    them then, a tenth of the way towards the weight (our own choice).
 
     Args:
         weight: float.

@@ -165,12 +165,7 @@ class Study:
         started = time.perf_counter()
         # L1 to the pictures themselves, or the squared error to the float network's output.
         settings = replace(self.settings, loss=PictureLoss() if loss == "picture" else None)
-        given, budget, moving = space(bits, edges, self.more), None, self.moving
-        if moving is not None:
-            given, budget = (
-                moving.space(bits, edges),
-                moving.budget(self.model, patches.batch([0]), bits, edges),
-            )
+        given, budget = self.allowed(bits, edges, patches)
         result = search_ptq(
             self.model, patches, given, settings, seed=seed, trainer=self.trainer, budget=budget
         )
@@ -185,7 +180,7 @@ class Study:
         for name in repairs:
             bundle = bundle_of(result, assignments["refined"])
             yield f"searched{suffix}+{name}", *self.repaired(bundle, learned, name, seed)
-        if loss != "output" or moving is not None:  # the uniform ones are those of the other spaces
+        if loss != "output" or self.moving is not None:  # the uniform ones are those of the other spaces
             return
         uniform_name = found.best_uniform
         assert uniform_name is not None
@@ -194,6 +189,13 @@ class Study:
         for name in repairs:
             bundle = bundle_of(result, assignments[uniform_name])
             yield f"best_uniform{suffix}+{name}", *self.repaired(bundle, learned, name, seed)
+
+    def allowed(self, bits: int, edges: int, patches: Samples) -> tuple[SearchSpace, Budget | None]:
+        """Candidates, and what they may cost together where bits move."""
+        if self.moving is None:
+            return space(bits, edges, self.more), None
+        budget = self.moving.budget(self.model, patches.batch([0]), bits, edges)
+        return self.moving.space(bits, edges), budget
 
     def repaired(self, bundle: Bundle, patches: Samples, name: str, seed: int) -> tuple[object, ...]:
         """A strategy after learned rounding, on the patches that were searched on."""

@@ -267,7 +267,6 @@ def kill_and_resume(
     return results(folder / "run")
 
 
-@pytest.mark.slow
 def test_two_kills(tmp_path: Path, words: tuple[str, ...], undisturbed: Path) -> None:
     assert kill_and_resume(tmp_path, words, ["steps", "refinement"], fuse=False) == results(undisturbed)
 
